@@ -19,6 +19,7 @@ from service.engine.engine import Compute
 from service.engine.entry import QueueEntry, settle
 from service.engine.operations import Labels
 from service.engine.request import Arrays
+from service.errors import InvalidArgument
 
 # The Timing of a reply: its tag and length, tag and value of its fields 1 to 3 (doubles), then the
 # tag of field 4 (a varint).
@@ -39,6 +40,7 @@ class Plan:
         nbytes: Length of the request's tensor data, in bytes.
         reserved: Bytes that admission counts for the call.
         compute: Validates the values and runs the graph.
+        renamed: Name of the rows in errors of `compute`, and the caller's path of them.
         outputs: Name of each graph output in the reply, the serialised bytes before its data, and
             whether the data are copied.
         results: Each of these outputs as a message without its data.
@@ -53,6 +55,7 @@ class Plan:
     nbytes: int
     reserved: int
     compute: Compute
+    renamed: tuple[str, str]
     outputs: tuple[tuple[str, bytes, bool], ...]
     results: Mapping[str, tensor_pb2.Tensor]
     identity: bytes
@@ -97,6 +100,9 @@ class Answer:
         entry = self.start(partial(settle, future))
         try:
             outputs = yield from future
+        except InvalidArgument as error:
+            error.rename(*self._plan.renamed)
+            raise
         finally:
             entry.cancel()  # of no effect if it has ended
             self._leave()
@@ -133,7 +139,12 @@ class Answer:
             Exception: The rows could not be computed.
         """
         self._leave()
-        return self._chunks(entry.outcome())
+        try:
+            outputs = entry.outcome()
+        except InvalidArgument as error:
+            error.rename(*self._plan.renamed)
+            raise
+        return self._chunks(outputs)
 
     def _leave(self) -> None:
         plan = self._plan

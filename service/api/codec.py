@@ -12,10 +12,8 @@ from latentserve.v1 import tensor_pb2
 from service.api import pictures
 from service.api.bfloat16 import from_bfloat16, to_bfloat16
 from service.api.formats import TENSOR_DTYPES, Format
+from service.engine.checks import check_latents, check_pixels
 from service.errors import InvalidArgument
-
-#: Largest absolute value accepted in a latent: far outside any prior, yet no graph overflows on it.
-MAX_LATENT = 1e6
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -97,15 +95,6 @@ def read_images(
     return pixels
 
 
-def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
-    """Validates that pixels are in [0, 1].
-
-    Raises:
-        InvalidArgument: A value is outside [0, 1] or NaN.
-    """
-    _check_range(pixels, field, 0.0, 1.0, "values from 0 to 1 (or UINT8)")
-
-
 def read_latents(
     tensor: tensor_pb2.Tensor, field: str, shape: tuple[int, ...], max_rows: int
 ) -> NDArray[np.float32]:
@@ -133,16 +122,6 @@ def read_latents(
     latents = _floats(_array(tensor, sizes, field, max_rows), tensor.dtype).reshape(-1, *shape)
     check_latents(latents, field)
     return latents
-
-
-def check_latents(latents: NDArray[np.float32], field: str) -> None:
-    """Validates that latents are finite and at most MAX_LATENT in absolute value.
-
-    Raises:
-        InvalidArgument: A value is not finite or exceeds MAX_LATENT.
-    """
-    wanted = f"finite values, at most {MAX_LATENT:g} in absolute value"
-    _check_range(latents, field, -MAX_LATENT, MAX_LATENT, wanted)
 
 
 def bare_tensor(
@@ -193,23 +172,6 @@ def put_images(
         images.encoded.files.extend(files)
     else:
         put_tensor(images.tensor, pixels, TENSOR_DTYPES[image_format])
-
-
-def _check_range(
-    values: NDArray[np.float32], field: str, least: float, most: float, wanted: str
-) -> None:
-    # For one image the array's methods `min` and `max` take twice as long.
-    low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
-    # Written so that NaN fails the check.
-    if not (low >= least and high <= most):
-        got = "NaN" if math.isnan(low) else f"values from {_digits(low)} to {_digits(high)}"
-        raise InvalidArgument(f"{field}.data", got, wanted)
-
-
-def _digits(value: float) -> str:
-    """Formats a float32 with six digits, or with as many as it takes to read back its value."""
-    short = f"{value:g}"
-    return short if np.float32(short) == np.float32(value) else str(np.float32(value))
 
 
 def _wire_type(array: Pixels) -> tensor_pb2.DataType:

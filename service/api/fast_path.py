@@ -17,7 +17,6 @@ A differential test checks that replies and errors are the same with plans and w
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
-from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -169,9 +168,8 @@ class FastPath:
             DIRECT_DTYPES[dtype],
             (rows, *sizes.image_shape(size)),
             size,
-            self._engine.encoding(
-                model, None if as_uint8 else partial(codec.check_pixels, field=field), size
-            ),
+            self._engine.encoding(model, as_uint8=as_uint8, size=size),
+            ("image", field),
             {name: ((fields[name].number,), inner) for name in names},
             pb.EncodeResponse(),
             _ENCODE_TIMING,
@@ -210,9 +208,8 @@ class FastPath:
             DIRECT_DTYPES[dtype],
             (rows, *sizes.latent_shape(size)),
             size,
-            self._engine.decoding(
-                model, partial(codec.check_latents, field=field), as_uint8=as_uint8, size=size
-            ),
+            self._engine.decoding(model, as_uint8=as_uint8, size=size),
+            ("z", field),
             {"image": (path, inner)},
             pb.DecodeResponse(),
             _DECODE_TIMING,
@@ -225,6 +222,7 @@ class FastPath:
         shape: tuple[int, ...],
         image_size: ImageSize,
         compute: Compute,
+        renamed: tuple[str, str],
         outputs: Mapping[str, tuple[tuple[int, ...], tensor_pb2.Tensor]],
         reply: Any,
         timing: int,
@@ -244,6 +242,7 @@ class FastPath:
             math.prod(shape) * dtype.itemsize,
             rows * row_bytes(manifest, image_size),
             compute,
+            renamed,
             tuple(sent),
             {name: inner for name, (_, inner) in outputs.items()},
             reply.SerializeToString(),

@@ -12,6 +12,7 @@ from service.api.scaling import Scaling
 from service.api.sizes import Sizes
 from service.engine.admission import Admitted
 from service.engine.call import Call
+from service.engine.checks import check_latents
 from service.engine.engine import Engine
 from service.engine.operations import Labels
 from service.errors import InvalidArgument
@@ -181,7 +182,7 @@ class Inputs:
             latents = codec.read_latents(tensor, field, sizes.latent_shape(size), limit)
             if scaling is not None:
                 latents = scaling.unscaled(latents)
-                codec.check_latents(latents, field)
+                check_latents(latents, field)
             return latents
 
         small = tensor.ByteSize() <= _INLINE_BYTES

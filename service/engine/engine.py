@@ -24,7 +24,6 @@ from service.engine.call import Call
 from service.engine.entry import QueueEntry
 from service.engine.operations import (
     Array,
-    Check,
     Labels,
     Observer,
     Operations,
@@ -146,37 +145,31 @@ class Engine:
         work = InferenceRequest(operation, len(images), inputs, finish, size)
         return self._batcher.run(work, call)
 
-    def encoding(self, model: Model, check: Check | None = None, size: ImageSize = ()) -> Compute:
+    def encoding(self, model: Model, *, as_uint8: bool, size: ImageSize = ()) -> Compute:
         """Returns a function that encodes images to `mean` and `log_var`, without sampling.
+
+        It validates float32 images; errors name them `image`.
 
         Args:
             model: The model; it has an encoder.
-            check: Validates float32 images [N, C, H, W]; None for uint8 images, whose values
-                are all valid.
-            size: H and W of the images, if the model's images have no fixed size.
-        """
-        operations = self._operations_of(model)
-        return self._computing(
-            operations.encode[True]
-            if check is None
-            else operations.checked(operations.encode[False], "image", check),
-            "image",
-            size,
-        )
-
-    def decoding(
-        self, model: Model, check: Check, *, as_uint8: bool, size: ImageSize = ()
-    ) -> Compute:
-        """Returns a function that decodes latents to `image`.
-
-        Args:
-            model: The model.
-            check: Validates latents, float32 [N, D] or [N, c, h, w].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
             size: H and W of the images, if the model's images have no fixed size.
         """
         operations = self._operations_of(model)
-        operation = operations.checked(operations.decode[as_uint8], "z", check)
+        operation = operations.encode[True] if as_uint8 else operations.encode_checked
+        return self._computing(operation, "image", size)
+
+    def decoding(self, model: Model, *, as_uint8: bool, size: ImageSize = ()) -> Compute:
+        """Returns a function that decodes latents to `image`.
+
+        It validates the latents; errors name them `z`.
+
+        Args:
+            model: The model.
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            size: H and W of the images, if the model's images have no fixed size.
+        """
+        operation = self._operations_of(model).decode_checked[as_uint8]
         return self._computing(operation, "z", size)
 
     async def decode(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from common.pixels import to_bytes, to_unit
 from service.engine.batcher import BatchObserver
+from service.engine.checks import check_latents, check_pixels
 from service.engine.request import Arrays, Operation
 from service.models.model import Model
 
@@ -16,8 +17,6 @@ Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 #: Class of each row, int64 [N]; None for the rows of a model that is not conditional.
 Labels = NDArray[np.int64] | None
-#: Validates rows; raises if a value is out of range.
-Check = Callable[[NDArray[Any]], None]
 
 
 class Observer(BatchObserver, Protocol):
@@ -40,6 +39,9 @@ class Operations:
     Where the model is conditional, those of encoder and decoder also take the class of each row,
     `label`, which is a part of the row: rows of different classes share batches.
 
+    Batches form by operation, so none may depend on anything of a call but its model. Errors of
+    the checks therefore name the graph's input, `image` or `z`: how callers know it differs.
+
     Args:
         model: The model.
         observer: Notified of the posteriors.
@@ -48,6 +50,8 @@ class Operations:
         encode: Maps images to `mean` and `log_var`; at key True uint8 images, at False float32.
             Set only if there is an encoder.
         decode: Maps latents to `image` in [0, 1], by the same keys.
+        encode_checked: As `encode` at key False, but validates the images of a batch.
+        decode_checked: As `decode`, but validates the latents of a batch.
         raw: Maps latents to `image`, float32 and not clipped.
         sample: Maps latents to `image` in [0, 1], the latents `z` and, if the model is conditional,
             the classes `label`; by the same keys.
@@ -79,6 +83,7 @@ class Operations:
                 True: Operation(encoder, moments, scaled, observe=observe),
                 False: Operation(encoder, moments, observe=observe),
             }
+            self.encode_checked = _checked(self.encode[False], "image", check_pixels)
         # The mean of a likelihood is in [0, 1] already.
         clips = manifest.likelihood == "none"
 
@@ -92,6 +97,10 @@ class Operations:
             False: Operation(decoder, ("image",), after=lambda _, outputs: pixels(outputs, False))
             if clips
             else self.raw,
+        }
+        self.decode_checked = {
+            as_uint8: _checked(operation, "z", check_latents)
+            for as_uint8, operation in self.decode.items()
         }
         self.sample = {
             as_uint8: Operation(
@@ -109,26 +118,6 @@ class Operations:
         if manifest.learned_prior:
             self.prior = Operation(model.graphs["prior"], ("z",))
             self.density = Operation(model.graphs["prior_density"], ("log_prob",))
-        self._checked: dict[tuple[Operation, Check], Operation] = {}
-
-    def checked(self, operation: Operation, name: str, check: Check) -> Operation:
-        """Returns the operation with `check` added, which validates the input `name` of a batch."""
-        made = self._checked.get((operation, check))
-        if made is None:
-
-            def validate(inputs: Arrays) -> None:
-                check(inputs[name])
-
-            made = Operation(
-                operation.graph,
-                operation.outputs,
-                operation.before,
-                operation.after,
-                validate,
-                operation.observe,
-            )
-            self._checked[operation, check] = made
-        return made
 
 
 def unit_range(images: Pixels) -> Array:
@@ -141,6 +130,20 @@ def unit_range(images: Pixels) -> Array:
 def with_labels(inputs: Arrays, labels: Labels) -> Arrays:
     """Adds the class of each row to the inputs of a graph, if the model is conditional."""
     return inputs if labels is None else {**inputs, "label": labels}
+
+
+def _checked(
+    operation: Operation, name: str, check: Callable[[NDArray[Any], str], None]
+) -> Operation:
+    """Returns the operation with a check of an input of a batch, which errors name `name`."""
+    return Operation(
+        operation.graph,
+        operation.outputs,
+        operation.before,
+        operation.after,
+        lambda inputs: check(inputs[name], name),
+        operation.observe,
+    )
 
 
 def _scaled(given: Arrays) -> Arrays:

@@ -1,5 +1,6 @@
 """ModelInfer by plan gives the replies and errors of ModelInfer at length."""
 
+import asyncio
 import gc
 import random
 import weakref
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from bundle import open_bundle
+from latentserve._client import codec
+from latentserve.v1 import latent_service_pb2 as native_pb
+from latentserve.v1 import tensor_pb2
 from service.api.inference import inference_service_pb2 as pb
 from service.engine.call import Call
 from service.errors import InvalidArgument, Overloaded, ServiceError
@@ -171,6 +175,39 @@ async def test_a_full_server_refuses_a_call_that_has_a_plan(both):
         with pytest.raises(Overloaded):
             await both.fast.infer(request)
     assert admission.rows == 0
+
+
+@pytest.mark.parametrize("operation", ["encode", "decode"])
+async def test_calls_by_plan_share_a_batch_whatever_their_form_and_protocol(both, operation):
+    """A plan stands for one number of rows and one shape; those of a batch may have any."""
+    running = both.fast
+    array = pixels(3, *SHAPE) if operation == "encode" else latents(3, DIM)
+
+    async def native(rows: Any) -> int:
+        tensor, model = codec.to_tensor(rows), native_pb.ModelSelector(name="one", version=1)
+        request = (
+            native_pb.EncodeRequest(model=model, images=tensor_pb2.Images(tensor=tensor))
+            if operation == "encode"
+            else native_pb.DecodeRequest(model=model, latents=tensor)
+        )
+        assert getattr(running.native.fast_path, operation)(
+            running.models.find("one", 1), request, Call()
+        )
+        call = Call()
+        await getattr(running.native, operation)(request, call)
+        return call.timing.batch_rows
+
+    async def inferred(rows: Any) -> int:
+        name = "image" if operation == "encode" else "z"
+        request = infer_request(f"one.{operation}", {name: rows}, version="1")
+        assert both.has_plan(request)
+        call = Call()
+        await running.infer(request, call)
+        return call.timing.batch_rows
+
+    calls = [ask(array[:rows]) for rows in (1, 2, 3) for ask in (native, inferred)]
+    calls.append(native(array[:2].reshape(2, -1)))
+    assert await asyncio.gather(*calls) == [14] * 7
 
 
 async def test_a_long_form_has_no_plan(both):
