@@ -367,11 +367,12 @@ class Batcher:
             timing.compute += seconds
             if batch.rows > timing.batch_rows:
                 timing.batch_rows = batch.rows
+            if not entry.ended:
+                error = batch.error or entry.error
+                if error is not None or entry.completed == entry.request.rows:
+                    self._end(entry, error)
             if entry.ended:
-                continue
-            error = batch.error or entry.error
-            if error is not None or entry.completed == entry.request.rows:
-                self._end(entry, error)
+                entry.release()
 
     def _end(self, entry: QueueEntry, error: BaseException | None) -> None:
         try:

@@ -85,7 +85,20 @@ class QueueEntry:
         for then in self.on_cancel:
             then()
         self.end(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        self.release()
         return True
+
+    def release(self) -> None:
+        """Drops the inputs of an entry that has ended but waits, unless a batch has rows of it.
+
+        Admission no longer counts them, and its turn, at which it is removed from the queue, may
+        be seconds away. They are never read again: no further rows of it are put into a batch.
+        """
+        request = self.request
+        if self.completed == self.scheduled < request.rows:
+            # The request itself is its maker's.
+            self.request = InferenceRequest(request.operation, request.rows, {}, None, request.size)
+            self.result = None
 
     def outcome(self) -> Any:
         """The result, once it has ended; to be called once.
@@ -111,9 +124,10 @@ def settle(future: asyncio.Future[Any], entry: QueueEntry) -> None:
     """Completes a future, unless it is done, with the outcome of an entry that has ended."""
     if future.done():
         return
-    if entry.error is None:
+    error, entry.error = entry.error, None  # its traceback refers to the inputs
+    if error is None:
         future.set_result(entry.result)
     elif entry.cancelled:
-        future.cancel(*entry.error.args)
+        future.cancel(*error.args)
     else:
-        future.set_exception(entry.error)
+        future.set_exception(error)

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -413,6 +415,54 @@ async def test_the_rest_of_a_large_call_is_dropped_once_its_caller_has_left() ->
     task.cancel()
     await bench.compute_all()
     assert len(graph.batches) <= 3
+
+
+async def test_what_waits_keeps_no_inputs_once_its_caller_has_left() -> None:
+    """Admission no longer counts their bytes, and the batch that runs may take seconds."""
+    bench, graph = Bench(), Doubling()
+    bench.submit(graph, [1])
+    await _settled()
+    rows = np.zeros((1, 1), np.float32)
+    kept = weakref.ref(rows)
+    inputs, finish = {"x": rows}, partial(lambda _rows, outputs: outputs, rows)
+    leaving = bench.submit(graph, [2], inputs=inputs, finish=finish)
+    del rows, inputs, finish
+    await _settled()
+    assert kept() is not None
+    leaving.cancel()
+    await _settled()
+    assert kept() is None
+    assert len(bench.running) == 1
+    await bench.compute_all()
+    assert graph.batches == [[1]]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_the_rest_of_what_has_ended_keeps_inputs_only_while_a_batch_reads_them(how) -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=1)
+    rows = np.zeros((3, 1), np.float32)
+    kept = weakref.ref(rows)
+
+    def read(rows: Any, start: int, stop: int) -> Any:
+        if how == "failed":
+            raise ValueError("broken")
+        return {"x": rows[start:stop]}
+
+    ending = bench.submit(graph, [0, 0, 0], inputs=partial(read, rows))
+    del rows
+    bench.submit(graph, [1])
+    await _settled()
+    if how == "cancelled":
+        ending.cancel()
+    await _settled()
+    assert kept() is not None
+    await bench.compute()
+    assert ending.cancelled() if how == "cancelled" else ending.exception()
+    del ending
+    assert kept() is None  # though its rest waits, behind the other one
+    assert len(bench.running) == 1
+    await bench.compute_all()
+    assert graph.batches[-1] == [1]
 
 
 async def test_an_error_in_the_rows_of_one_caller_does_not_affect_the_others() -> None:
