@@ -16,7 +16,7 @@ from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
 from service.engine.entry import QueueEntry
-from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
+from service.errors import OutOfMemory, ServiceError
 from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id, of_request
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 
@@ -239,7 +239,7 @@ class Dispatcher:
             error = OutOfMemory()
         if isinstance(error, ServiceError):
             span.failed(error.status.name, expected=True)
-            if rpc.counted and not isinstance(error, DeadlineExceeded):  # counted as dropped
+            if rpc.counted:
                 self._telemetry.refused(error)
             return error.status.name, RpcStatus.of(error)
         if isinstance(error, Exception):

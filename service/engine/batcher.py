@@ -162,7 +162,7 @@ class Batcher:
         Returns:
             The entry. Its outcome is as that of `run`, and so is cancelling it.
         """
-        entry = QueueEntry(request, call, done, self._clock())
+        entry = QueueEntry(request, call, done, self._clock)
         operation, size = request.operation, request.size
         limits = operation.graph.limits(size) if size else operation.limits
         queues = self._queues[Pace.of(limits)] if limits.slow or limits.long else self._fast
@@ -339,7 +339,7 @@ class Batcher:
         """
         if entry.ended or entry.error is not None:
             if entry.cancelled:
-                self._observer.request_dropped("cancelled")
+                self._observer.request_dropped("deadline" if entry.late else "cancelled")
             return True
         if entry.call.deadline != math.inf and self._clock() >= entry.call.deadline:
             rows = entry.request.rows

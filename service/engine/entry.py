@@ -2,10 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from service.engine.call import Call
 from service.engine.request import InferenceRequest
+
+# At the deadline, the transport's timer or the caller cancels, mostly before the batcher sees that a
+# call is late. Timers are coarse, and clocks start at slightly different times: so much earlier.
+_EARLY_SECONDS: Final = 0.01
 
 
 class QueueEntry:
@@ -20,11 +24,13 @@ class QueueEntry:
         call: The call that it belongs to.
         done: Called with the entry once it has ended: all rows were computed, one of them could
             not be, or it was cancelled.
-        arrived: When it was enqueued, on the batcher's clock.
+        clock: The batcher's clock.
 
     Attributes:
+        arrived: When it was enqueued, on that clock.
         ended: Whether it has ended.
         cancelled: Whether it was cancelled.
+        late: Whether it was cancelled because the call's deadline had passed.
         on_cancel: Functions to call when it is cancelled.
         scheduled: Rows that have been put into a batch.
         written: Rows whose outputs are in `result`, guarded by `_LOCK`; stays 0 if all rows
@@ -35,6 +41,7 @@ class QueueEntry:
     """
 
     __slots__ = (
+        "_clock",
         "_done",
         "arrived",
         "call",
@@ -42,6 +49,7 @@ class QueueEntry:
         "completed",
         "ended",
         "error",
+        "late",
         "on_cancel",
         "request",
         "result",
@@ -54,14 +62,15 @@ class QueueEntry:
         request: InferenceRequest[Any],
         call: Call,
         done: "Callable[[QueueEntry], None]",
-        arrived: float,
+        clock: Callable[[], float],
     ):
         self.request = request
         self.call = call
         self._done = done
-        self.ended = self.cancelled = False
+        self._clock = clock
+        self.ended = self.cancelled = self.late = False
         self.on_cancel: tuple[Callable[[], None], ...] = ()
-        self.arrived = arrived
+        self.arrived = clock()
         self.scheduled = 0
         self.written = 0
         self.completed = 0
@@ -82,6 +91,7 @@ class QueueEntry:
         if self.ended:
             return False
         self.cancelled = True
+        self.late = self._clock() >= self.call.deadline - _EARLY_SECONDS
         for then in self.on_cancel:
             then()
         self.end(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))

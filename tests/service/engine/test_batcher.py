@@ -378,6 +378,25 @@ async def test_rows_whose_deadline_passes_in_the_queue_are_not_computed() -> Non
     assert ("dropped", "deadline") in bench.events
 
 
+@pytest.mark.parametrize(
+    ("cancelled_at", "reason"), [(5.0, "deadline"), (4.995, "deadline"), (4.9, "cancelled")]
+)
+async def test_what_was_cancelled_at_its_deadline_counts_as_late(cancelled_at, reason) -> None:
+    """The transport's timer cancels calls at their deadline, mostly before their turn comes."""
+    bench, graph = Bench(), Doubling()
+    bench.submit(graph, [1])
+    await _settled()
+    late = bench.submit(graph, [2], Call(deadline=5.0))
+    await _settled()
+    bench.now = cancelled_at
+    late.cancel()
+    await _settled()
+    bench.now = 6.0
+    await bench.compute_all()
+    assert [reason for event, reason in bench.events if event == "dropped"] == [reason]
+    assert graph.batches == [[1]]
+
+
 async def test_the_rows_of_a_caller_who_left_are_dropped_and_the_others_computed() -> None:
     bench, graph = Bench(), Doubling()
     bench.submit(graph, [1])
