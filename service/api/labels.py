@@ -44,11 +44,14 @@ def labels_of(
     if count not in (1, rows):
         raise InvalidArgument(field, _counted(count), _wanted(rows, each))
     classes = len(manifest.labels)
-    labels = np.fromiter(given, np.int64, count)
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise InvalidArgument(f"{field}[{index}]", int(labels[index]), f"0 to {classes - 1}")
+    try:
+        labels = np.fromiter(given, np.int64, count)
+        valid = not ((labels < 0) | (labels >= classes)).any()
+    except OverflowError:  # of the uint64 labels of ModelInfer
+        valid = False
+    if not valid:
+        index, wrong = next((i, one) for i, one in enumerate(given) if not 0 <= one < classes)
+        raise InvalidArgument(f"{field}[{index}]", wrong, f"0 to {classes - 1}")
     return labels if count == rows else np.full(rows, labels[0])
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 from service.engine.call import Call
 from service.engine.request import InferenceRequest
 
-# At the deadline, the transport's timer or the caller cancels, mostly before the batcher sees that a
-# call is late. Timers are coarse, and clocks start at slightly different times: so much earlier.
+# At the deadline, the transport's timer or the caller cancels, mostly before the batcher sees that
+# the call is late. Timers are coarse, and the caller's started before: it may be so much earlier.
 _EARLY_SECONDS: Final = 0.01
 
 

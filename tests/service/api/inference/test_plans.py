@@ -167,6 +167,21 @@ async def test_what_a_cached_plan_cannot_answer_is_refused_at_length(both):
         assert by_plan[0] is InvalidArgument
 
 
+@pytest.mark.parametrize("wrong", [4, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_label_beyond_every_range_is_refused_at_length(both, count, wrong):
+    labels = np.zeros(count, np.uint64)
+    image = pixels(3, *SHAPE)
+    assert both.has_plan(infer_request("classes.encode", {"image": image, "label": labels}))
+    labels[-1] = wrong
+    request = infer_request("classes.encode", {"image": image, "label": labels})
+    assert not both.has_plan(request)
+    by_plan, at_length = await both.answers(request)
+    assert by_plan == at_length
+    assert by_plan[0] is InvalidArgument
+    assert by_plan[1].startswith("inputs.label")
+
+
 async def test_a_full_server_refuses_a_call_that_has_a_plan(both):
     request = infer_request("one.encode", {"image": pixels(3, *SHAPE)})
     assert both.has_plan(request)
@@ -264,8 +279,10 @@ def some_request(draw: random.Random) -> pb.ModelInferRequest:
         inputs = {"image": pixels(rows, *shape, dtype=dtype)}
     if draw.random() < (0.95 if model in ("classes", "plain") else 0.03):
         count = draw.choice([1, rows] * 4 + [2])
-        dtype = draw.choice([np.int64, np.int32] * 4 + [np.float32])
+        dtype = draw.choice([np.int64, np.int32, np.uint64] * 3 + [np.float32])
         inputs["label"] = RNG.integers(0, draw.choice([4] * 8 + [6]), count).astype(dtype)
+        if dtype in (np.int64, np.uint64) and draw.random() < 0.2:
+            inputs["label"][-1:] = draw.choice([2**31, 2**63 - 1, np.iinfo(dtype).max])
     names = ["mean", "log_var", "z"] if operation == "encode" else ["image"]
     outputs = draw.sample([*names, *(["other"] * (draw.random() < 0.05))], 1)
     request = infer_request(
