@@ -92,6 +92,11 @@ class MessageBuffer:
         return self._length >= self._size
 
     @property
+    def compressed(self) -> bool:
+        """Whether the oldest message, which has to be `ready`, is compressed."""
+        return self._pieces[0][self._start] == 1
+
+    @property
     def more_than_one(self) -> bool:
         """Whether bytes follow the oldest message, which has to be `ready`."""
         return self._length > self._size

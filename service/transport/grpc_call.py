@@ -38,6 +38,9 @@ _OK: Final = encode([("grpc-status", "0")])
 _NOT_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
 # Fewer received bytes do not count as progress: a peer could hold memory for ever with single ones.
 _PROGRESS_BYTES: Final = 4096
+# Longest request of a method that may be called without a token, decompressed: a name, and whoever
+# sends it may be anyone.
+_MAX_PUBLIC_BYTES: Final = 65_536
 # Characters of grpc-message that are not percent-encoded.
 _UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -204,6 +207,9 @@ class GrpcCall:
         whole = self._whole
         if whole is None:
             assert self._messages is not None
+            if self._messages.compressed:
+                # A few bytes may become many: nothing is decompressed but for an admitted caller.
+                self._dispatcher.precheck(self._rpc, self._call)
             return self._messages.take()
         self._whole = None
         return whole
@@ -280,7 +286,8 @@ class GrpcCall:
         """Makes the buffer of a request that may arrive in several pieces."""
         self.received_at = asyncio.get_running_loop().time()
         encoding = self._stream.head.fields.get("grpc-encoding", "identity")
-        return MessageBuffer(encoding, self._max_bytes, self._hold)
+        limit = min(self._max_bytes, _MAX_PUBLIC_BYTES) if self._rpc.public else self._max_bytes
+        return MessageBuffer(encoding, limit, self._hold)
 
     def _wake(self) -> None:
         if self._more is not None and not self._more.done():
