@@ -56,7 +56,8 @@ class InvalidArgument(ServiceError):
     """A field of the request has an invalid value.
 
     Args:
-        field: Path of the field, for example `images.tensor.shape`.
+        field: Path of the field, for example `images.tensor.shape`; shortened, as it may have names
+            that the caller has chosen.
         got: The value in the request.
         wanted: Description of the values allowed.
 
@@ -69,9 +70,9 @@ class InvalidArgument(ServiceError):
     index: int | None = None
 
     def __init__(self, field: str, got: object, wanted: str):
-        self.field = field
+        self.field = shortened(field)
         self.description = f"got {shortened(got)}, wanted {wanted}"
-        super().__init__(f"{field}: {self.description}")
+        super().__init__(f"{self.field}: {self.description}")
 
     def rename(self, field: str, to: str) -> None:
         """Gives a field another name, if it is the invalid one, or that is a part of it.

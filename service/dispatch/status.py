@@ -13,8 +13,8 @@ from service.errors import InvalidArgument, Overloaded, ServiceError, Status, To
 #: Metadata that has a google.rpc.Status with the details of an error.
 DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
-# Maximum characters of a status message, which trailers contain twice: gRPC clients limit trailers
-# to 8 KiB.
+# Maximum length of a status message in bytes of UTF-8. gRPC clients limit trailers to 8 KiB, which
+# contain it percent-encoded, with three characters for a byte, and up to twice in Base64.
 _MAX_MESSAGE = 1000
 # Suggested retry delay: within seconds, replies that nobody reads are dropped.
 _RETRY_SECONDS = 1.0
@@ -42,7 +42,7 @@ class RpcStatus:
             error: Error to convert.
             more: Additional metadata for the ErrorInfo.
         """
-        message = str(error)[:_MAX_MESSAGE]
+        message = _cut(str(error))
         status = status_pb2.Status(code=error.status.value, message=message)
         metadata = dict(more or {})
         if isinstance(error, InvalidArgument) and error.index is not None:
@@ -54,7 +54,7 @@ class RpcStatus:
         trailers: list[tuple[str, str | bytes]] = []
         if isinstance(error, InvalidArgument):
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=error.field, description=error.description[:_MAX_MESSAGE]
+                field=error.field, description=_cut(error.description)
             )
             details = error_details_pb2.BadRequest(field_violations=[violation])
             status.details.append(_packed(details))
@@ -100,6 +100,10 @@ def too_large(got: int, limit: int) -> TooLarge:
         limit: The limit.
     """
     return TooLarge(f"message: larger than max ({got} vs. {limit} bytes; see max_message_bytes)")
+
+
+def _cut(text: str) -> str:
+    return text.encode()[:_MAX_MESSAGE].decode(errors="ignore")
 
 
 def _packed(message: Message) -> any_pb2.Any:

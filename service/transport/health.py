@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from latentserve.v1 import latent_service_pb2
 from service.api.wire import Chunks, tag
 from service.engine.call import Call
-from service.errors import UnknownService
+from service.errors import UnknownService, shortened
 from service.models.repository import Models
 
 _LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"].full_name
@@ -75,7 +75,8 @@ class Health:
         """
         status = self._status(request.service)
         if status is None:
-            raise UnknownService(f"service: got {request.service!r}, wanted {self._names()}")
+            got = shortened(repr(request.service))
+            raise UnknownService(f"service: got {got}, wanted {self._names()}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def watch(

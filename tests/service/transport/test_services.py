@@ -67,6 +67,17 @@ async def test_health_lists_the_status_of_every_service(kind: str) -> None:
             await running.transport.show(loaded())
 
 
+@pytest.mark.parametrize("letter", ["x", "模"])
+async def test_health_quotes_no_more_than_clients_accept(kind: str, letter: str) -> None:
+    async with serving(kind, Handlers()) as running, running.channel() as channel:
+        request = health_pb2.HealthCheckRequest(service=letter * 1000).SerializeToString()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary(channel, "/grpc.health.v1.Health/Check")(request, timeout=5)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        wanted = f"service: got '{letter * 99}... (1002 characters), wanted '', '{LATENT}'"
+        assert caught.value.details() == wanted
+
+
 @pytest.mark.parametrize("method", ["Encode", "SampleStream", "EncodeStream"])
 async def test_a_method_without_a_handler_is_unimplemented(kind: str, method: str) -> None:
     """As one that a newer package than ours defines for a service."""
