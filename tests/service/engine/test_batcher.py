@@ -584,6 +584,38 @@ async def test_each_request_gets_its_own_rows_however_they_are_batched(
     assert max(len(batch) for graph in graphs for batch in graph.batches) <= max_batch_rows
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=2, max_size=12),
+    max_batch_rows=st.integers(1, 8),
+    threads=st.integers(1, 3),
+    order=st.randoms(use_true_random=False),
+)
+async def test_callers_who_leave_at_any_time_affect_no_other(
+    sizes: list[int], max_batch_rows: int, threads: int, order: Any
+) -> None:
+    bench, graph = Bench(threads), Doubling(max_batch_rows=max_batch_rows, max_call_rows=2)
+    tasks = [bench.submit(graph, [float(index)] * rows) for index, rows in enumerate(sizes)]
+
+    async def leave() -> None:
+        if order.random() < 0.3:
+            order.choice(tasks).cancel()
+            await _settled()
+
+    await leave()
+    await _settled()
+    while bench.running:
+        work, then = bench.running.pop(order.randrange(len(bench.running)))
+        await leave()
+        work()
+        await leave()
+        then()
+        await _settled()
+    assert not [event for event in bench.events if event[0] == "failed"]
+    for index, (task, rows) in enumerate(zip(tasks, sizes, strict=True)):
+        assert task.cancelled() or await task == [2.0 * index] * rows
+
+
 async def test_a_pool_computes_off_the_event_loop_and_closes_after_its_work() -> None:
     done: list[str] = []
 
