@@ -65,9 +65,10 @@ class Receiving:
             while (part := await body.next()) is not None:
                 if not parts and not body.ended:
                     self._dispatcher.precheck(rpc, call)
-                parts.append(part)
                 size += len(part)
                 self._refuse_large(size)
+                # Just before it is counted, since at the end all that are here are subtracted.
+                parts.append(part)
                 self._uploads.hold(len(part), size)
             return b"".join(parts)
         finally:

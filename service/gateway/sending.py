@@ -42,7 +42,9 @@ class Sending:
 
     def _unread(self) -> Iterator[Unread]:
         for pieces in self._open:
-            yield pieces.moved_at, pieces.held, pieces.drop
+            # A stream between two of its messages waits for nobody: nothing is gained by its end.
+            if pieces.held:
+                yield pieces.moved_at, pieces.held, pieces.drop
 
 
 class Pieces:
@@ -50,7 +52,8 @@ class Pieces:
 
     Attributes:
         held: Bytes that wait.
-        moved_at: When a piece was last taken, on the event loop's clock.
+        moved_at: When a piece was last taken, or began to wait after nothing had, on the event
+            loop's clock.
         drop: Gives the reply up.
     """
 
@@ -93,6 +96,8 @@ class Pieces:
         self._hold(-len(piece))
 
     def _hold(self, change: int) -> None:
+        if not self.held:
+            self.moved_at = self._time()
         self.held += change
         if change > 0:
             self._unread.hold(change)
