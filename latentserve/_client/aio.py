@@ -7,7 +7,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, restyling, streams, unary, ways
+from latentserve._client import describe, inputs, restyling, streams, unary, ways
 from latentserve._client.aio_caller import AsyncCaller
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.describe import Limits
@@ -613,11 +613,15 @@ class AsyncClient:
             FailedPrecondition: The model has no likelihood, as a plain autoencoder; or a
                 conditional model got no labels, or another one got some.
         """
-        options: dict[str, Any] = {"resize": resize, **where}
+        options: dict[str, Any] = {
+            "draws": draws,
+            "seed": seed,
+            "offset": offset,
+            "resize": resize,
+            **where,
+        }
         if labels is not None:
             options["labels"] = labels
-        if draws:
-            options |= {"draws": draws, "seed": seed, "offset": offset}
         scores: Scores = await self._run_rows(unary.score, images, timeout, options)
         return scores
 
@@ -801,17 +805,19 @@ class AsyncClient:
     ) -> Awaitable[Any]:
         """Runs the plan of a call with rows, joined with concurrent calls if possible."""
         coalescer = self._coalescer
-        if coalescer is not None and not isinstance(rows, _LISTS):
-            array = np.asarray(rows)
-            # Calls that draw are not coalesced: they differ in seed and offset.
-            if array.ndim > 1 and array.size and not (options and _draws(options)):
+        # Calls that draw are not coalesced: they differ in seed and offset.
+        if coalescer is not None and not (options and _draws(options)):
+            array = _joinable(rows)
+            if array is not None:
+                others: Mapping[str, Any] = options
                 labels: NDArray[np.int32] | None = None
                 names: tuple[str, ...] = ()
                 if options and not _LABELS.isdisjoint(options):
-                    options, names, labels = _apart(options, len(array))
-                key_options = tuple(sorted(options.items())) if options else ()
+                    others, names, labels = _apart(options, len(array))
+                key_options = tuple(sorted(others.items())) if others else ()
                 key = (plan, key_options, timeout, array.dtype, array.shape[1:], names)
-                return coalescer.run(key, array, labels)
+                if _hashable(key):
+                    return coalescer.run(key, array, labels)
         return self._caller.run(plan(self._limits, rows, **options), timeout)
 
     def _run_joined(
@@ -825,12 +831,39 @@ class AsyncClient:
         return self._caller.run(plan(self._limits, rows, **options), timeout)
 
 
+def _joinable(rows: Any) -> NDArray[Any] | None:
+    """The rows of a call as an array, as its plan makes one; None if they are sent alone.
+
+    What its plan refuses is sent alone too, so that the error is the same.
+    """
+    if isinstance(rows, _LISTS):
+        return None
+    try:
+        array = inputs.as_array(rows, "rows")
+    except (TypeError, ValueError):
+        return None
+    return array if array.ndim > 1 and array.size else None
+
+
+def _hashable(key: tuple[Any, ...]) -> bool:
+    """Whether a call can be joined with those of the same key; an option may be a list."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
 def _draws(options: Mapping[str, Any]) -> bool:
-    """Whether a call with these options draws noise; any seed, even 0, implies a draw."""
+    """Whether a call with these options draws noise; any seed, even 0, implies a draw.
+
+    An offset alone draws nothing, but there may be no room after it for the rows of other calls.
+    """
     return (
         options.get("seed") is not None
         or bool(options.get("draw", False))
         or bool(options.get("draws", 0))
+        or bool(options.get("offset", 0))
     )
 
 

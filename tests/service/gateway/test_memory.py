@@ -18,7 +18,9 @@ class Endless:
     """A chunked request whose body does not end."""
 
     method = "POST"
-    headers: dict[str, str] = {}
+
+    def __init__(self):
+        self.headers = {}
 
     async def receive(self):
         return {"type": "http.request", "body": b"x" * PART, "more_body": True}
@@ -46,9 +48,8 @@ async def lack(sending, *moving):
         await asyncio.sleep(0.1)
 
 
-async def test_a_stream_of_which_nothing_waits_is_not_dropped_for_the_memory_of_others(
-    quick, sending
-):
+@pytest.mark.usefixtures("quick")
+async def test_a_stream_of_which_nothing_waits_is_not_dropped_for_the_memory_of_others(sending):
     dropped = []
     sending.pieces(lambda: dropped.append("idle"))
     read = sending.pieces(lambda: dropped.append("read"))
@@ -58,7 +59,8 @@ async def test_a_stream_of_which_nothing_waits_is_not_dropped_for_the_memory_of_
     assert dropped == []
 
 
-async def test_a_reply_stalls_from_when_it_begins_to_wait(quick, sending):
+@pytest.mark.usefixtures("quick")
+async def test_a_reply_stalls_from_when_it_begins_to_wait(sending):
     dropped = []
     late = sending.pieces(lambda: dropped.append("late"))
     await asyncio.sleep(0.3)
