@@ -37,7 +37,20 @@ class _Model(Convertor[str]):
         return value
 
 
+class _Version(Convertor[int]):
+    """A version in a path. One of more digits than int() reads is a path that there is not."""
+
+    regex = "[0-9]{1,100}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
 register_url_convertor("model", _Model())
+register_url_convertor("version", _Version())
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -46,8 +59,8 @@ DESCRIPTIONS = {
     "/v1/server": "GetServerInfo",
     "/v1/models": "ListModels",
     "/v1/models/{model:model}:latent_map": "GetLatentMap",
-    "/v1/models/{model:model}/versions/{version:int}:latent_map": "GetLatentMap",
-    "/v1/models/{model:model}/versions/{version:int}": "GetModel",
+    "/v1/models/{model:model}/versions/{version:version}:latent_map": "GetLatentMap",
+    "/v1/models/{model:model}/versions/{version:version}": "GetModel",
     "/v1/models/{model:model}": "GetModel",
 }
 # Headers of replies that pages of other origins may read.
@@ -79,7 +92,7 @@ def routes(
         found += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
         found += _of_model(operation.name, operation.gettable, streams.operate, operation)
-    for version in ("", "/versions/{version:int}"):
+    for version in ("", "/versions/{version:version}"):
         for name, endpoint in (("decode", vae.decode), ("encode", vae.encode)):
             path = f"/diffusers/{{model}}{version}/{name}"
             found.append(Route(path, endpoint, methods=["POST"]))
@@ -119,7 +132,7 @@ def _of_model(name: str, gettable: bool, operate: Any, operation: Any) -> list[R
     methods = ["GET", "POST"] if gettable else ["POST"]
     return [
         Route(f"/v1/models/{{model:model}}{version}:{name}", endpoint, methods=methods)
-        for version in ("", "/versions/{version:int}")
+        for version in ("", "/versions/{version:version}")
         for endpoint in (partial(operate, operation=operation),)
     ]
 

@@ -155,7 +155,7 @@ def _merge(message: Message, value: dict[str, Any]) -> None:
         json_format.ParseDict(_mapped(value, message.DESCRIPTOR, ""), added)
     except json_format.ParseError as error:
         raise _invalid(str(error), value) from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidArgument("body", f"JSON that is no request ({error})", "its fields") from error
     message.MergeFrom(added)
 

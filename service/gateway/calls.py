@@ -232,7 +232,9 @@ _FILES: Final = tuple(_PICTURE_FORMATS.values())
 
 
 def _name(image_format: pb.ImageFormat) -> str:
-    """A format as parameters name it."""
+    """A format as parameters name it; its number if it has no name, which JSON can give."""
+    if image_format not in pb.ImageFormat.values():
+        return str(image_format)
     return pb.ImageFormat.Name(image_format).removeprefix("IMAGE_FORMAT_").lower()
 
 

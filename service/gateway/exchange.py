@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import logging
 import math
 import time
@@ -205,7 +204,7 @@ def _as_bearer(metadata: dict[str, str]) -> None:
         return
     try:
         user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, or bytes that are no text
         return
     metadata["authorization"] = f"Bearer {password or user}"
 

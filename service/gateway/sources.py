@@ -15,7 +15,7 @@ from service.gateway import arrays, bodies
 from service.gateway.errors import WrongMedia
 from service.gateway.media import JSON, NDJSON, NPY, MediaType
 from service.gateway.operations import Operation
-from service.gateway.parameters import Parameters, fill
+from service.gateway.parameters import Parameters, fill, integer
 
 # Rows of an npy body that become one message, unless `chunk_rows` says so, and the most bytes of
 # one, unless a single row is larger.
@@ -184,7 +184,5 @@ def _chunk_rows(parameters: Parameters, row: int) -> int:
     texts = [text for name, text in parameters if name in ("chunk_rows", "chunkRows")]
     count = _CHUNK_ROWS
     if texts:
-        if len(texts) > 1 or not texts[0].isdecimal() or not 1 <= int(texts[0][:9]) <= 2**20:
-            raise InvalidArgument("chunk_rows", ",".join(texts), f"an integer, 1 to {2**20}")
-        count = int(texts[0])
+        count = integer("chunk_rows", ",".join(texts), 1, 2**20)
     return max(1, min(count, _CHUNK_BYTES // max(1, row)))

@@ -6,10 +6,12 @@ computes its samples at each scrape, like that of the latent statistics.)
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
+
+from service.observe.formats import encoder_for
 
 #: Content type of the pages to merge: Prometheus's text exposition format.
 TEXT = CONTENT_TYPE_LATEST
@@ -47,5 +49,5 @@ def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
                 merged.samples.append(sample._replace(labels=labels))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(families.values()))
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = encoder_for(accept)
     return encode(registry), content_type

@@ -13,12 +13,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.observe.counters import Counter as CallCounter
 from service.observe.counters import CounterChild, Histogram, HistogramChild
+from service.observe.formats import encoder_for
 from service.observe.latents import LatentStatistics
 
 _SECONDS = (
@@ -314,7 +314,7 @@ class Metrics:
         Args:
             accept: Accept header of the scrape, which chooses OpenMetrics or the text format.
         """
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = encoder_for(accept)
         return encode(self._registry), content_type
 
 
