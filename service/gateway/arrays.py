@@ -16,6 +16,8 @@ Array = NDArray[Any]
 
 #: Maximum bytes of an array as nested lists of JSON; above, npy is many times quicker to read.
 MAX_LISTED_BYTES: Final = 64 * 1024
+#: Maximum values of one, which is read as float32.
+MAX_LISTED_VALUES: Final = MAX_LISTED_BYTES // 4
 
 _HINT: Final = "or a body of application/x-npy"
 _DTYPES: Final[Mapping[int, np.dtype[Any]]] = {

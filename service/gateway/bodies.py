@@ -23,6 +23,13 @@ from service.gateway.parameters import Parameters, enum_value, fill
 
 #: Maximum bytes of a body of JSON, which is parsed in one go.
 MAX_JSON_BYTES: Final = 8 * 2**20
+# Fields and parts beside those that there are for each row, of which no request has so many.
+_MOST_OTHERS: Final = 64
+# Text of a form for each row: its classes, which have 11 characters at most, and commas.
+_TEXT_BYTES: Final = 32
+# Maximum bytes of a header of a part, which may have the longest name that a file can have. What
+# its parsing costs grows with the square of them.
+_HEADER_BYTES: Final = 1024
 
 _FAILED: Final = re.compile(r"Failed to parse (\w+) field: (.*)", re.DOTALL)
 _UNKNOWN: Final = re.compile(r'has no field named "([^"]*)"')
@@ -39,6 +46,7 @@ def read(
     parameters: Parameters,
     media: MediaType,
     body: bytes,
+    max_rows: int,
 ) -> None:
     """Fills an empty request from query and body.
 
@@ -48,6 +56,7 @@ def read(
         parameters: Parameters of the query.
         media: Media type of the body, one that the operation takes.
         body: The body.
+        max_rows: Maximum rows of a request, which limits how much of anything there can be.
 
     Raises:
         InvalidArgument: A parameter, or something in the body, is invalid.
@@ -59,14 +68,14 @@ def read(
         return
     if media.name == JSON:
         fill(message, parameters)
-        _merge(message, _parsed(body, operation))
+        _merge(message, _parsed(body, operation, max_rows), max_rows)
     elif media.name == NPY:
         fill(message, parameters)
         put_array(message, operation.array, arrays.from_npy(body, operation.array))
     else:
         files = [body]
         if media.name == MULTIPART:
-            more, files = _form(media, body)
+            more, files = _form(media, body, max_rows)
             parameters += [(operation.aliases.get(name, name), text) for name, text in more]
             if not files:
                 raise InvalidArgument("body", "a form without files", "one picture or more")
@@ -106,7 +115,9 @@ def _put_pictures(
     fill(message, [pair for pair in parameters if pair[0] not in own])
 
 
-def _form(media: MediaType, body: bytes) -> tuple[list[tuple[str, str]], list[bytes]]:
+def _form(
+    media: MediaType, body: bytes, max_rows: int
+) -> tuple[list[tuple[str, str]], list[bytes]]:
     """Reads multipart/form-data: its text fields, and the content of its files, in order."""
     fields: list[tuple[str, str]] = []
     files: list[bytes] = []
@@ -122,37 +133,47 @@ def _form(media: MediaType, body: bytes) -> tuple[list[tuple[str, str]], list[by
     boundary = media.parameters.get("boundary", "")
     if not boundary:
         raise InvalidArgument("content-type", "no boundary", "multipart/form-data; boundary=...")
+    delimiter = boundary.encode("latin-1", "replace")
+    # A picture and a class for each row. Counted before the form is parsed, part by part in Python.
+    parts, most = body.count(b"\r\n--" + delimiter), 2 * max_rows + _MOST_OTHERS
+    if parts > most:
+        raise InvalidArgument("body", f"a form of {parts} parts", f"at most {most}")
     try:
         parser = python_multipart.FormParser(
-            MULTIPART, on_field, on_file, boundary=boundary.encode("latin-1", "replace"),
+            MULTIPART, on_field, on_file, boundary=delimiter,
             # Never into a temporary file.
-            config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},
+            config={"MAX_MEMORY_FILE_SIZE": len(body) + 1, "MAX_HEADER_SIZE": _HEADER_BYTES},
         )  # fmt: skip
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
         raise InvalidArgument("body", f"a form that cannot be read ({error})", MULTIPART) from error
+    text, most = sum(len(value) for _, value in fields), _TEXT_BYTES * (max_rows + _MOST_OTHERS)
+    if text > most:
+        raise InvalidArgument("body", f"{text} characters in fields of a form", f"at most {most}")
     return fields, files
 
 
-def _parsed(body: bytes, operation: Operation) -> dict[str, Any]:
+def _parsed(body: bytes, operation: Operation, max_rows: int) -> dict[str, Any]:
     if len(body) > MAX_JSON_BYTES:
         raise TooLarge(
             f"body: {len(body)} bytes of JSON, wanted at most {MAX_JSON_BYTES}, or an array as "
             f"{NPY}"
         )
-    value = parse_json(body)
+    # Two arrays as lists, and for each row a file and two classes.
+    most = 2 * arrays.MAX_LISTED_VALUES + 3 * max_rows + _MOST_OTHERS
+    value = parse_json(body, most, f", or an array as {NPY}")
     if not isinstance(value, dict):
         raise InvalidArgument("body", json.dumps(value), "an object")
     return {operation.aliases.get(name, name): content for name, content in value.items()}
 
 
-def _merge(message: Message, value: dict[str, Any]) -> None:
+def _merge(message: Message, value: dict[str, Any], max_rows: int) -> None:
     """Adds JSON to a message, by protobuf's mapping and with nested lists for arrays."""
     try:
         # A copy of its own: protobuf empties a message that it cannot fill.
         added = type(message)()
-        json_format.ParseDict(_mapped(value, message.DESCRIPTOR, ""), added)
+        json_format.ParseDict(_mapped(value, message.DESCRIPTOR, "", max_rows), added)
     except json_format.ParseError as error:
         raise _invalid(str(error), value) from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -160,16 +181,21 @@ def _merge(message: Message, value: dict[str, Any]) -> None:
     message.MergeFrom(added)
 
 
-def _mapped(value: dict[str, Any], descriptor: Any, path: str) -> dict[str, Any]:
+def _mapped(value: dict[str, Any], descriptor: Any, path: str, max_rows: int) -> dict[str, Any]:
     """Replaces what protobuf's mapping does not have: nested lists, short names of values."""
     fields = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
     return {
-        name: _mapped_field(content, fields[name], f"{path}{name}") if name in fields else content
+        name: _mapped_field(content, fields[name], f"{path}{name}", max_rows)
+        if name in fields
+        else content
         for name, content in value.items()
     }
 
 
-def _mapped_field(value: Any, field: FieldDescriptor, path: str) -> Any:
+def _mapped_field(value: Any, field: FieldDescriptor, path: str, max_rows: int) -> Any:
+    most = max(max_rows, _MOST_OTHERS)
+    if field.is_repeated and isinstance(value, list) and len(value) > most:
+        raise InvalidArgument(path, f"{len(value)} elements", f"at most {most}")
     if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM and isinstance(value, str):
         return enum_value(field, value, path)
     if field.cpp_type in (FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_INT64):
@@ -184,7 +210,7 @@ def _mapped_field(value: Any, field: FieldDescriptor, path: str) -> Any:
         if field.message_type is tensor_pb2.Images.DESCRIPTOR:
             return {"tensor": _tensor(value, path)}
     if isinstance(value, dict):
-        return _mapped(value, field.message_type, f"{path}.")
+        return _mapped(value, field.message_type, f"{path}.", max_rows)
     return value
 
 

@@ -19,6 +19,7 @@ from service.dispatch.dispatcher import new_call
 from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
+from service.engine.engine import Engine
 from service.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 _STOPPING: Final = "the server is stopping; another one will answer"
 #: Key of the exchange in the state of its request.
 EXCHANGE: Final = "exchange"
+# Bodies up to this size are read on the event loop, larger ones in a thread, where there are any.
+_INLINE_BYTES: Final = 64 * 1024
 #: Maximum of Request-Timeout.
 MAX_SECONDS: Final = 10**9
 
@@ -44,17 +47,22 @@ class Asked(Rpc):
     """A method whose requests and replies are those of HTTP.
 
     Attributes:
-        read: Makes a message of what was received.
+        read: Makes a message of what was received, or leaves that to `answer`.
     """
 
-    read: Callable[[bytes], Message]
+    read: Callable[[bytes], Any]
 
-    def parse(self, raw: bytes) -> Message:
-        """Makes a message of what was received."""
+    def parse(self, raw: bytes) -> Any:
+        """What `answer` is given for what was received."""
         return self.read(raw)
 
 
-def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Call], Any]) -> Asked:
+def asked(
+    rpc: Rpc,
+    read: Callable[[bytes], Message],
+    answer: Callable[[Any, Call], Any],
+    engine: Engine | None = None,
+) -> Asked:
     """A method with another reader of its requests, and another writer of its replies.
 
     So an error in either fails within the call, which is authenticated and counted like any other.
@@ -63,7 +71,12 @@ def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Cal
         rpc: The method.
         read: Makes a message of what was received.
         answer: Answers the message; the reply is the body of an HTTP reply, in chunks.
+        engine: Has the threads in which large bodies are read, of a call with one reply; None if
+            all are read on the event loop.
     """
+    first: Callable[[bytes], Any] = read
+    if engine is not None:
+        first, answer = _as_it_is, _reads_first(read, answer, engine)
     return Asked(
         service=rpc.service,
         name=rpc.name,
@@ -73,8 +86,25 @@ def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Cal
         gives_stream=rpc.gives_stream,
         counted=rpc.counted,
         public=rpc.public,
-        read=read,
+        read=first,
     )
+
+
+def _as_it_is(raw: bytes) -> bytes:
+    return raw
+
+
+def _reads_first(
+    read: Callable[[bytes], Message], answer: Callable[[Any, Call], Any], engine: Engine
+) -> Callable[[Any, Call], Any]:
+    """An answer that reads the body itself, since a thread is awaited."""
+
+    async def read_and_answer(raw: bytes, call: Call) -> Any:
+        inline = len(raw) <= _INLINE_BYTES
+        message = read(raw) if inline else await engine.in_thread(lambda: read(raw), call)
+        return await answer(message, call)
+
+    return read_and_answer
 
 
 class Exchange:

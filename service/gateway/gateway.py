@@ -104,7 +104,10 @@ class Gateway:
             rpcs, engine, selection, unary, self._receiving,
             private=settings.token_file is not None, max_rows=settings.max_rows,
         )  # fmt: skip
-        streams = Streams(rpcs, self._dispatcher, self._receiving, self._sending)
+        streams = Streams(
+            rpcs, self._dispatcher, self._receiving, self._sending,
+            max_bytes=settings.max_message_bytes, max_rows=settings.max_rows,
+        )  # fmt: skip
         vae = RemoteVae(rpcs, engine, selection, unary, self._receiving)
         inference = InferenceRoutes(
             {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},

@@ -6,15 +6,23 @@ from typing import Any
 from service.errors import InvalidArgument
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, most: int, hint: str = "") -> Any:
     """Parses the body of a request.
 
     Args:
         raw: JSON in UTF-8, as RFC 8259 (8.1) demands.
+        most: Maximum number of its values, in all lists and objects together.
+        hint: What else may be sent, if they are more.
 
     Raises:
-        InvalidArgument: It is not, or has half of a surrogate pair, which no text can hold.
+        InvalidArgument: It is not, or has half of a surrogate pair, which no text can hold; or it
+            has more values.
     """
+    # What a value costs is many times what its bytes do, and all others wait meanwhile. So they
+    # are counted by their commas, before anything is parsed.
+    values = raw.count(b",") + 1
+    if values > most:
+        raise InvalidArgument("body", f"JSON of {values} values", f"at most {most}{hint}")
     try:
         text = raw.decode("utf-8-sig")
         value = json.loads(text)

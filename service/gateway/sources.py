@@ -47,6 +47,7 @@ def of_lines(
     parameters: Parameters,
     media: MediaType,
     parts: AsyncIterator[bytes],
+    max_rows: int,
 ) -> Source:
     """Reads ndjson: each line is a request.
 
@@ -57,6 +58,7 @@ def of_lines(
         parameters: Fields that all requests have.
         media: Media type of the body.
         parts: The body.
+        max_rows: Maximum rows of a request.
 
     Raises:
         WrongMedia: It is not ndjson.
@@ -66,7 +68,7 @@ def of_lines(
 
     def read(line: bytes) -> Message:
         message = make()
-        bodies.read(message.request, operation, parameters, MediaType(JSON, {}), line)
+        bodies.read(message.request, operation, parameters, MediaType(JSON, {}), line, max_rows)
         return finish(message)
 
     return Source(_lines(parts), read)
@@ -78,6 +80,7 @@ async def of_rows(
     operation: Operation,
     parameters: Parameters,
     parts: AsyncIterator[bytes],
+    max_bytes: int,
 ) -> Source:
     """Reads an npy file of any length: some rows of it are a request.
 
@@ -87,9 +90,11 @@ async def of_rows(
         operation: The operation.
         parameters: Fields that all requests have, `chunk_rows` among them.
         parts: The body.
+        max_bytes: Maximum bytes of a message, which a row is a part of.
 
     Raises:
         InvalidArgument: It is no npy file, or one in Fortran order.
+        TooLarge: Its rows are larger than a message may be.
     """
     field = operation.array
     held = bytearray()
@@ -103,6 +108,9 @@ async def of_rows(
         raise InvalidArgument(field, "an npy file in Fortran order", "rows in C order")
     del held[: stream.tell()]
     row = math.prod(shape[1:]) * dtype.itemsize
+    if row > max_bytes:  # a whole row is held until its last byte has arrived
+        wanted = f"at most {max_bytes} (see max_message_bytes)"
+        raise TooLarge(f"{field}: got rows of {row} bytes, wanted {wanted}")
     count = _chunk_rows(parameters, row)
     rest = [pair for pair in parameters if pair[0] not in ("chunk_rows", "chunkRows")]
     done = 0

@@ -42,6 +42,8 @@ class Streams:
         dispatcher: Runs the calls.
         receiving: Receives bodies.
         sending: Counts replies that wait to be read.
+        max_bytes: Maximum bytes of a message.
+        max_rows: Maximum rows of a request.
     """
 
     def __init__(
@@ -50,11 +52,16 @@ class Streams:
         dispatcher: Dispatcher,
         receiving: Receiving,
         sending: Sending,
+        *,
+        max_bytes: int,
+        max_rows: int,
     ):
         self._rpcs = rpcs
         self._dispatcher = dispatcher
         self._receiving = receiving
         self._sending = sending
+        self._max_bytes = max_bytes
+        self._max_rows = max_rows
 
     async def operate(self, request: Request, operation: Operation) -> Response:
         """Answers a request; the first reply of its call decides about the status."""
@@ -67,58 +74,61 @@ class Streams:
             media = MediaType.parse(request.headers.get("content-type", ""))
             if rpc.takes_stream:
                 parts = self._receiving.parts(request)
-                source = await _parts(request, operation, rest, media, parts)
+                source = await self._parts(request, operation, rest, media, parts)
             else:
                 body = await self._receiving.whole(request, rpc, exchange.call)
                 if body:
                     bodies.refuse_other(media, operation)
-                source = _whole(request, operation, rest, media, body)
+                source = self._whole(request, operation, rest, media, body)
             return _Streamed(
                 exchange, rpc, operation, wanted, source, self._dispatcher, self._sending
             )
 
         return await exchange.answered(work)
 
+    async def _parts(
+        self,
+        request: Request,
+        operation: Operation,
+        parameters: list[tuple[str, str]],
+        media: MediaType,
+        parts: AsyncIterator[bytes],
+    ) -> Source:
+        """Requests of a streaming call, made of a body as it arrives."""
 
-async def _parts(
-    request: Request,
-    operation: Operation,
-    parameters: list[tuple[str, str]],
-    media: MediaType,
-    parts: AsyncIterator[bytes],
-) -> Source:
-    """Requests of a streaming call, made of a body as it arrives."""
+        def selected(message: Any) -> Message:
+            select(message.request, request)
+            return message  # type: ignore[no-any-return] # a message of the stream
 
-    def selected(message: Any) -> Message:
-        select(message.request, request)
-        return message  # type: ignore[no-any-return] # a message of the stream
+        message_class = {
+            "EncodeStream": pb.EncodeStreamRequest,
+            "DecodeStream": pb.DecodeStreamRequest,
+        }
+        make = message_class[operation.rpc]
+        if media.name == NPY:
+            return await of_rows(make, selected, operation, parameters, parts, self._max_bytes)
+        return of_lines(make, selected, operation, parameters, media, parts, self._max_rows)
 
-    message_class = {"EncodeStream": pb.EncodeStreamRequest, "DecodeStream": pb.DecodeStreamRequest}
-    make = message_class[operation.rpc]
-    if media.name == NPY:
-        return await of_rows(make, selected, operation, parameters, parts)
-    return of_lines(make, selected, operation, parameters, media, parts)
+    def _whole(
+        self,
+        request: Request,
+        operation: Operation,
+        parameters: list[tuple[str, str]],
+        media: MediaType,
+        body: bytes,
+    ) -> Source:
+        """The request of a SampleStream."""
 
+        def read(raw: bytes) -> Message:
+            message = pb.SampleStreamRequest()
+            own = [pair for pair in parameters if pair[0] in ("chunk_rows", "chunkRows")]
+            fill(message, own)
+            rest = [pair for pair in parameters if pair not in own]
+            bodies.read(message.request, operation, rest, media, raw, self._max_rows)
+            select(message.request, request)
+            return message
 
-def _whole(
-    request: Request,
-    operation: Operation,
-    parameters: list[tuple[str, str]],
-    media: MediaType,
-    body: bytes,
-) -> Source:
-    """The request of a SampleStream."""
-
-    def read(raw: bytes) -> Message:
-        message = pb.SampleStreamRequest()
-        own = [pair for pair in parameters if pair[0] in ("chunk_rows", "chunkRows")]
-        fill(message, own)
-        rest = [pair for pair in parameters if pair not in own]
-        bodies.read(message.request, operation, rest, media, raw)
-        select(message.request, request)
-        return message
-
-    return Source(body, read, rows=lambda message: int(message.request.count))
+        return Source(body, read, rows=lambda message: int(message.request.count))
 
 
 class _Streamed(Response):

@@ -25,7 +25,7 @@ from service.gateway.media import JSON
 from service.gateway.receiving import Receiving
 from service.gateway.unary import UnaryCalls
 
-# Replies and requests up to this size are read and written on the event loop.
+# Replies up to this size are written on the event loop, larger ones in a thread.
 _INLINE_BYTES: Final = 64 * 1024
 #: Media type of JSON that elements follow.
 BINARY: Final = "application/octet-stream"
@@ -106,7 +106,7 @@ class InferenceRoutes:
                 headers["Content-Type"] = BINARY
             return (content,)
 
-        return await self._answered(request, rpc, read, answer, headers)
+        return await self._answered(request, rpc, read, answer, headers, self._engine)
 
     async def index(self, request: Request) -> Response:
         """Lists the models."""
@@ -114,7 +114,7 @@ class InferenceRoutes:
 
         def read(raw: bytes) -> Message:
             message = pb.RepositoryIndexRequest()
-            given = parse_json(raw or b"{}")
+            given = parse_json(raw or b"{}", messages.MOST)
             try:
                 json_format.ParseDict(given, message)
             except (json_format.ParseError, TypeError, AttributeError):
@@ -165,12 +165,14 @@ class InferenceRoutes:
         read: Callable[[bytes], Message],
         answer: Callable[[Any, Call], Awaitable[Chunks]],
         headers: dict[str, str],
+        engine: Engine | None = None,
     ) -> Response:
         exchange = Exchange(request, with_error=True)
 
         async def work() -> Response:
             body = await self._receiving.whole(request, rpc, exchange.call)
-            return await self._unary.run(exchange, asked(rpc, read, answer), body, JSON, headers)
+            made = asked(rpc, read, answer, engine)
+            return await self._unary.run(exchange, made, body, JSON, headers)
 
         return await exchange.answered(work)
 

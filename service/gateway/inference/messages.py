@@ -5,7 +5,7 @@ tensor data extension): then the header Inference-Header-Content-Length says whe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +29,10 @@ ALL_BINARY: Final = "binary_data_output"
 MEMBERS: Final = ("id", "model_name", "model_version", "parameters", "inputs", "outputs")
 INPUT_MEMBERS: Final = ("name", "shape", "datatype", "parameters", "data")
 OUTPUT_MEMBERS: Final = ("name", "parameters")
+#: Maximum inputs, outputs, parameters of one thing, and axes; no model has so many.
+MOST: Final = 64
+# Maximum values in JSON: elements of two tensors of one byte each, and all the rest.
+_MOST_VALUES: Final = 2 * MAX_LISTED_BYTES + 2**15
 #: Smallest and largest size of an axis that is read; what makes sense is decided by the call.
 SIZES: Final = (-(2**31), 2**40)
 #: Types whose elements JSON can hold.
@@ -165,12 +169,14 @@ def _parts(body: bytes, head_length: str) -> tuple[dict[str, Any], memoryview]:
     if length > MAX_JSON_BYTES:
         wanted = f"at most {MAX_JSON_BYTES}, or binary tensor data"
         raise TooLarge(f"body: {length} bytes of JSON, wanted {wanted}")
-    return _object(parse_json(body[:length]), "body"), memoryview(body)[length:]
+    head = parse_json(body[:length], _MOST_VALUES, ", or binary tensor data")
+    return _object(head, "body"), memoryview(body)[length:]
 
 
 def _put_parameters(message: Any, given: Any, where: str) -> bool:
     """Sets the parameters of a message; returns the one that says how outputs are sent."""
     parameters = dict(_object(given, where))
+    _refuse_many(parameters, where)
     binary = _truth(parameters.pop(ALL_BINARY, False), f"{where}.{ALL_BINARY}")
     for name, value in parameters.items():
         parameter = message.parameters[name]
@@ -246,7 +252,13 @@ def _object(given: Any, where: str) -> dict[str, Any]:
 def _objects(given: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(given, list):
         raise InvalidArgument(where, json.dumps(given), "a list of objects")
+    _refuse_many(given, where)
     return [_object(one, f"{where}[{index}]") for index, one in enumerate(given)]
+
+
+def _refuse_many(given: Collection[Any], where: str) -> None:
+    if len(given) > MOST:
+        raise InvalidArgument(where, f"{len(given)} members", f"at most {MOST}")
 
 
 def _text(given: Any, where: str) -> str:
@@ -270,4 +282,5 @@ def _whole(given: Any, where: str, low: int, high: int) -> int:
 def _shape(given: Any, where: str) -> list[int]:
     if not isinstance(given, list):
         raise InvalidArgument(where, json.dumps(given), "a list of integers")
+    _refuse_many(given, where)
     return [_whole(size, where, *SIZES) for size in given]
