@@ -66,7 +66,7 @@ class Models:
         """Yields each path and its methods."""
         for path, rpc in DESCRIPTIONS.items():
             yield (
-                path.replace(":model}", "}").replace(":int}", "}"),
+                path.replace(":model}", "}").replace(":version}", "}"),
                 {"get": self._description(path, rpc)},
             )
         text, success = "The metrics of the server, for Prometheus.", {"text/plain": {}}
