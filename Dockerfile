@@ -25,8 +25,9 @@ RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt LICENSE ./
 # The version number; the rest of the source is not needed to install.
 COPY latentserve/__init__.py latentserve/
-# By the environment it holds for the build backend too.
-ENV PIP_CONSTRAINT=/app/constraints.txt
+# By the environment it holds for the build backend too, from pip 26.2 on by the second one.
+ENV PIP_CONSTRAINT=/app/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/app/constraints.txt
 # `serve,sign,cloud` for models in object storage.
 ARG EXTRAS=serve,sign
 # Editable: what is installed is the path /app, where the source is put last.

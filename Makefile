@@ -11,8 +11,10 @@ torch_index = $(PYTHON) deploy/torch_index.py
 else
 torch_index = echo '$(TORCH_INDEX)'
 endif
-# Pins exact versions, also in the isolated environments that pip builds packages in.
+# Pins exact versions; from pip 26.2 on, those of the isolated environments that it builds packages
+# in have a variable of their own, which older ones ignore.
 export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
@@ -127,13 +129,14 @@ release-check: $(VENV)/.installed ## Fail if the tag, the version and the change
 	$(BIN)/python deploy/check_release.py $(TAG)
 
 release-draft: ## Draft a release of the tag with what is in dist/; needs GitHub's gh
-	gh release create $(TAG) --draft --verify-tag --title $(TAG) --notes "See CHANGELOG.md." dist/*
+	gh release create $(TAG) --draft --verify-tag --title $(TAG) --notes "See CHANGELOG.md." \
+		dist/latentserve-$(TAG:v%=%)-*.whl dist/latentserve-server.tar dist/latentserve-trainer.tar
 
 up: ## docker compose up
 	docker compose up --build --wait
 
-down: ## docker compose down; the trained model stays in its volume
-	docker compose down
+down: ## docker compose down, of all profiles; the trained model stays in its volume
+	docker compose --profile '*' down
 
 clean: ## Remove everything that can be rebuilt
 	rm -rf $(VENV) .cache data demo dist site benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache

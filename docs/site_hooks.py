@@ -23,6 +23,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "examples/emoji/README.md": "emoji.md",
     "examples/fonts/README.md": "fonts.md",
+    "models/emoji/1/README.md": "models/emoji.md",
     "models/fonts/1/README.md": "models/fonts.md",
     "models/mnist-style/1/README.md": "models/mnist-style.md",
     "models/mnist/2/README.md": "models/mnist.md",

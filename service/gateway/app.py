@@ -68,7 +68,10 @@ _EXPOSED = [
     "Dtype", "ETag", "Inference-Header-Content-Length", "Retry-After", "Shape", "X-Model",
     "X-Request-Id", "X-Seed",
 ]  # fmt: skip
-_ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
+_ACCEPTED = [
+    "Authorization", "Content-Type", "Inference-Header-Content-Length", "Request-Timeout",
+    "Traceparent", "X-Request-Id",
+]  # fmt: skip
 
 
 def routes(

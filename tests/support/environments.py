@@ -161,8 +161,9 @@ def _pip(
     constraints: Path | None = None,
     seconds: float = _SECONDS,
 ) -> None:
-    # PIP_CONSTRAINT, as the Makefile exports it, is for the project's own environment.
-    environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
+    # Constraints, as the Makefile exports them, are for the project's own environment.
+    own = {"PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"}
+    environment = {key: value for key, value in os.environ.items() if key not in own}
     if constraints is not None:
         environment["PIP_CONSTRAINT"] = str(constraints)
     quiet = ["install", "--quiet", "--disable-pip-version-check"]
