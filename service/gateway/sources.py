@@ -146,11 +146,12 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     held = bytearray()
     async for part in parts:
         held += part
-        *whole, last = held.split(b"\n")
-        held = bytearray(last)
-        for line in whole:
-            if line.strip():
-                yield bytes(line)
+        if b"\n" in part:  # or else the whole line would be split again for each part of it
+            *whole, last = held.split(b"\n")
+            held = bytearray(last)
+            for line in whole:
+                if line.strip():
+                    yield bytes(line)
         if len(held) > bodies.MAX_JSON_BYTES:
             raise TooLarge(
                 f"body: a line of {len(held)} bytes, wanted at most {bodies.MAX_JSON_BYTES}"

@@ -295,7 +295,8 @@ def test_origins_and_hosts_that_are_allowed(folder):
             {
                 "origin": "http://localhost:5173",
                 "access-control-request-method": "POST",
-                "access-control-request-headers": "content-type,authorization",
+                "access-control-request-headers": "content-type,authorization,"
+                "inference-header-content-length",
             },
         )
         assert preflight.status == 200

@@ -1,5 +1,6 @@
 """How much of anything a body may have: what is more is refused before it is parsed or held."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ from service.gateway import arrays, bodies
 from service.gateway.inference import messages
 from service.gateway.media import MediaType
 from service.gateway.operations import OPERATIONS
+from service.gateway.sources import _lines
 from tests.support import ROOT
 from tests.support.http import Caller, png
 from tests.support.processes import Server
@@ -226,3 +228,19 @@ def test_nobody_waits_while_the_largest_bodies_are_refused(gateway):
         over.set()
         watching.join()
     assert longest < 1
+
+
+def test_a_line_in_many_small_parts_costs_as_much_as_in_one():
+    line, size = b"x" * 2**20, 16
+
+    async def parts():
+        for start in range(0, len(line), size):
+            yield line[start : start + size]
+        yield b"\n\nlast"
+
+    async def read_lines():
+        return [each async for each in _lines(parts())]
+
+    begun = time.process_time()
+    assert asyncio.run(read_lines()) == [line, b"last"]
+    assert time.process_time() - begun < 2.0
