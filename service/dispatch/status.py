@@ -103,7 +103,7 @@ def too_large(got: int, limit: int) -> TooLarge:
 
 
 def _cut(text: str) -> str:
-    return text.encode()[:_MAX_MESSAGE].decode(errors="ignore")
+    return text.encode(errors="replace")[:_MAX_MESSAGE].decode(errors="ignore")
 
 
 def _packed(message: Message) -> any_pb2.Any:
