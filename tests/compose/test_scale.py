@@ -130,7 +130,7 @@ def test_replicas_are_killed_drained_and_replaced_without_a_failed_call(
         with Health(project, left_out=killed):
             kill(killed)
             wait_until(lambda: inspect(killed)["RestartCount"] == 1, lambda: project.logs("envoy"))
-            wait_until(lambda: is_healthy(killed), lambda: project.logs("replica"))
+            wait_until(lambda: is_healthy(killed), lambda: project.logs("replica"), 90.0)
 
         with Health(project, left_out=drained):
             docker("stop", drained)
