@@ -161,5 +161,10 @@ picker.addEventListener("change", () => {
   const model = models.find(({ name, version }) => `${name}/${version}` === picker.value);
   go(model, VIEWS.find(([name, view]) => name === link.get("view") && view.suits(model))?.[0] ?? "");
 });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  // Followed, its "#main" would replace the state that the address holds.
+  event.preventDefault();
+  main.focus();
+});
 link.onfollow(follow);
 start();

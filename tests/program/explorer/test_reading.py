@@ -75,3 +75,19 @@ def test_views_and_models_are_chosen_with_the_keyboard(explorer: Explorer) -> No
     expect(picture).to_have_attribute("aria-current", "page")
     assert tab.settled().state() == {"model": "fonts", "version": "1", "view": "picture"}
     expect(tab.page).to_have_title("Your picture of fonts · latentserve")
+
+
+def test_the_link_to_the_content_keeps_the_address(explorer: Explorer) -> None:
+    tab = explorer.open("model=mnist2d&view=plane&z=1.5,0.2")
+    expect(tab.page.locator(".plane")).to_be_visible()
+    before = tab.settled().page.url
+    tab.page.keyboard.press("Tab")
+    expect(tab.page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator("main")).to_be_focused()
+    assert tab.settled().page.url == before
+    expect(tab.page.get_by_role("heading", level=1)).to_have_text("mnist2d: plane")
+    expect(tab.page.get_by_label("z0")).to_have_value("1.50")
+    # The next stop is in the content.
+    tab.page.keyboard.press("Tab")
+    expect(tab.page.locator(".plane")).to_be_focused()
