@@ -13,6 +13,7 @@ import * as styles from "./views/styles.js";
 
 // In the order of the tabs; the first that suits a model is shown at first.
 const VIEWS = Object.entries({ image, plane, styles, dimensions, picture, server });
+const AGAIN_MS = 3000; // between two looks at what is served
 
 const main = document.querySelector("main");
 const state = document.querySelector("#state");
@@ -25,6 +26,8 @@ let usual = ""; // name of the server's default model
 let closing = new AbortController();
 let locked = false;
 let starting = null;
+let later = 0; // the timer of the next look
+let restarted = -Infinity; // when a model was last found to be gone
 
 const api = new Api(
   (kind, text) => {
@@ -72,8 +75,16 @@ async function read() {
     usual = info.defaultModel;
     follow();
   } catch (error) {
-    fail(error);
+    note(error.message);
   }
+}
+
+/** Reads it again in a while, unless something is shown before that. */
+function startLater() {
+  later ||= setTimeout(() => {
+    later = 0;
+    start();
+  }, AGAIN_MS);
 }
 
 /** Shows what the address says. */
@@ -94,14 +105,15 @@ const labelOf = ({ name, version }) => (models.filter((other) => other.name === 
 function show(model) {
   closing.abort();
   closing = new AbortController();
+  clearTimeout(later);
+  later = 0;
   const focused = nav.contains(document.activeElement);
   main.replaceChildren();
   nav.replaceChildren();
   if (!model) {
     document.title = "latentserve";
     note("This server serves no model now. The page looks again every few seconds.");
-    const { signal } = closing;
-    setTimeout(() => signal.aborted || start(), 3000);
+    startLater();
     return;
   }
   picker.value = `${model.name}/${model.version}`;
@@ -145,10 +157,24 @@ function fail(error) {
   if (error.name === "AbortError") return;
   if (error instanceof Problem && error.status === 404) {
     // Another set of models is served now.
-    start();
+    restart(error);
     return;
   }
   note(error.message);
+}
+
+/** Reads again what is served; at once only the first time, since replicas may differ for as long as a rollout takes. */
+function restart(error) {
+  if (starting || later) return;
+  const now = performance.now();
+  if (now - restarted > AGAIN_MS) {
+    restarted = now;
+    start();
+    return;
+  }
+  note(`The server may be changing its models, and this page looks again in a few seconds: ${error.message}`);
+  restarted = now + AGAIN_MS;
+  startLater();
 }
 
 /** Says what went wrong, above the view. */

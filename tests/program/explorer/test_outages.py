@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from latentserve.client import Client
 from tests.support.explorer import Explorer, exploring
@@ -86,6 +86,38 @@ def test_a_model_that_is_gone_is_replaced_by_another(browser: Browser, tmp_path:
         tab.page.locator(".plane").hover()
         expect(tab.page.get_by_role("alert")).to_have_text("This server does not serve “two” now.")
         expect(tab.page.get_by_role("heading", level=1)).to_have_text("one: plane")
+
+
+def test_replicas_that_differ_are_asked_again_with_pauses(explorer: Explorer) -> None:
+    # As behind a balancer during a rollout: the one that lists the model is not the one that is called.
+    gone = {"detail": "model 'mnist2d' is not served here", "code": "NOT_FOUND"}
+
+    def differ(page: Page) -> None:
+        page.route("**/*:decode?*", lambda route: route.fulfill(status=404, json=gone))
+
+    tab = explorer.open("model=mnist2d&z=1,1", expected=GONE, prepared=differ)
+    note = tab.page.get_by_role("alert")
+    expect(note).to_contain_text("looks again in a few seconds: model 'mnist2d' is not served here")
+
+    def looks() -> int:
+        return sum(one.url.endswith("/v1/models") for one in tab.requests)
+
+    # The first time at once, then every three seconds.
+    assert looks() == 2
+    for _ in range(5):
+        tab.page.locator(".plane").press("ArrowLeft")
+    tab.page.wait_for_timeout(1000)
+    assert looks() == 2
+    tab.until(lambda: looks() == 3, "another look")
+    expect(note).to_be_visible()
+    tab.page.wait_for_timeout(1500)
+    assert looks() == 3
+
+    tab.page.unroute("**/*:decode?*")
+    expect(note).to_be_hidden()
+    tab.settled()
+    assert tab.pixels(NOW).shape == (28, 28, 4)
+    assert tab.state()["z"] != "0,0"
 
 
 @pytest.mark.parametrize("status", [429, 503])
