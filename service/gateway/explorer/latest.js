@@ -34,6 +34,12 @@ export class Latest {
     this.#start();
   }
 
+  /** Drops what has been asked for and not shown yet. */
+  drop() {
+    this.#waiting = null;
+    this.#shown = ++this.#asked;
+  }
+
   /** Ends everything. */
   close() {
     this.#waiting = null;

@@ -1,8 +1,10 @@
 """The explorer's sliders of latent dimensions, draws from the prior, and films between two."""
 
+import re
+
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Locator, Route, expect
 
 from latentserve.client import Client
 from tests.support.explorer import PHONE, Explorer, Tab, posted
@@ -141,6 +143,27 @@ def test_many_draws_are_made_two_at_a_time_and_the_newest_is_shown(
     assert 0 < len(tab.calls("sample")) - before <= 2 * 12
     wanted = client.sample(1, seed=0, temperature=1.3, model="mnist", dtype="uint8")
     tab.until_shown(NOW, wanted[0])
+
+
+def test_a_draw_that_is_answered_after_a_slider_has_moved_changes_nothing(
+    explorer: Explorer, client: Client
+) -> None:
+    tab = opened(explorer, "mnist")
+    first, second = sliders(tab).nth(0), sliders(tab).nth(1)
+    before = second.input_value()
+    held: list[Route] = []
+    tab.page.route(re.compile(":(sample|decode)"), lambda route: held.append(route))
+    tab.page.get_by_role("button", name="Another").click()
+    tab.until(lambda: len(held) == 1, "the draw")
+    first.fill("1.5")
+    tab.until(lambda: len(held) == 2, "the image of the sliders")
+    draw, decode = held
+    draw.continue_()
+    tab.page.wait_for_timeout(300)
+    decode.continue_()
+    check_decoded(tab, client, "mnist", first)
+    assert float(first.input_value()) == pytest.approx(1.5, abs=0.05)
+    assert second.input_value() == before
 
 
 def test_a_film_leads_from_one_sample_to_another(explorer: Explorer, client: Client) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from latentserve._client.posteriors import joined
 from latentserve.client import Client
@@ -65,6 +65,32 @@ def test_one_style_in_all_classes(model: str, explorer: Explorer, client: Client
     before = tab.latent()
     tab.page.get_by_role("button", name="Another style").click()
     tab.until(lambda: (tab.settled().latent() != before).any(), "another style")
+
+
+def test_a_draw_that_is_answered_after_a_slider_has_moved_changes_nothing(
+    browser: Browser, tmp_path: Path
+) -> None:
+    # Without a map, styles are drawn from the prior.
+    write_conditional(tmp_path / "models" / "drawn")
+    with (
+        Server(tmp_path / "models", tmp_path / "log", "--gateway-port", "0") as server,
+        Client(server.wait_until_serving().target) as client,
+        exploring(browser, server.gateway) as explorer,
+    ):
+        tab = opened(explorer, "drawn")
+        held: list[Route] = []
+        tab.page.route("**/*:sample?*", lambda route: held.append(route))
+        tab.page.get_by_role("button", name="Another style").click()
+        tab.until(lambda: len(held) == 1, "the draw")
+        slider = tab.page.locator(".slider input").first
+        slider.fill("1.5")
+        tab.until(lambda: len(tab.calls("decode")) == 2, "the image of the sliders")
+        tab.page.wait_for_timeout(300)  # until the address has been written
+        moved = tab.latent()
+        held[0].continue_()
+        check_sheet(tab, client, "drawn")
+        np.testing.assert_array_equal(tab.latent(), moved)
+        assert float(slider.input_value()) == pytest.approx(1.5, abs=0.02)
 
 
 def test_several_pictures_are_joined_as_the_client_does(

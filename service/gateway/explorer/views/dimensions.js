@@ -35,6 +35,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   let sliderSet = null;
   let axes = [];
   let count = link.getNumber("sliders", SHOWN, SHOWN);
+  let moves = 0; // of sliders
 
   const now = picture("The image of these latents");
   const change = h("canvas", { class: "picture over", "aria-hidden": "true" });
@@ -80,9 +81,11 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     async ({ latent, drawn }, aborted) => (drawn
       ? sample(api, model, drawn, aborted)
       : { images: await decode(api, model, latentsOf(latent), labels(), aborted) }),
-    ({ images, latents }) => {
+    ({ images, latents }, { drawn, moves: before }) => {
+      // The sliders have been moved since this was drawn: they, and the address, tell of another latent.
+      if (drawn && before !== moves) return;
       show(images);
-      if (!latents) return;
+      if (!drawn) return;
       z = Float32Array.from(latents.data);
       sliderSet?.show(z);
     },
@@ -97,6 +100,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   function moved() {
+    moves++;
     link.set({ z: z.length <= MOST_LINKED ? toLink(new Uint8Array(z.buffer)) : "" });
     latest.ask({ latent: z.slice() });
     snippet.show(decodeCall(model, latentsOf(z), labels()));
@@ -112,7 +116,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   function draw() {
     const given = { count: 1, ...options(fields.seed.value) };
     link.set({ seed: given.seed, temperature: given.temperature, truncation: given.truncation, z: "" });
-    latest.ask({ drawn: given });
+    latest.ask({ drawn: given, moves });
     snippet.show(sampleCall(model, given));
   }
 

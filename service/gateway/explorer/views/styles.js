@@ -70,7 +70,16 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     snippet.show(decodeCall(model, latentsOf(...all.map(() => z)), all));
   }
 
+  // Of draws, pictures and sliders, the newest says what the style is.
+  function slid(axis, value) {
+    draws.drop();
+    uses++;
+    z[axis] = value;
+    moved();
+  }
+
   function draw() {
+    uses++;
     link.set({ style: index.value, temperature: tests ? "" : warmth.input.value });
     if (tests) show(Float32Array.from(row(tests, Math.max(0, Math.min(Math.trunc(index.value), tests.shape[0] - 1)))));
     else draws.ask({ count: 1, seed: index.value, temperature: warmth.input.value, label: 0 });
@@ -109,6 +118,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   async function use() {
     const mine = ++uses;
     if (given.length === 0) return;
+    draws.drop();
     const posteriors = await Promise.all(given.map(async ({ canvas, label }) => {
       const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
       return { mean: mean.data, logVar: logVar?.data };
@@ -123,7 +133,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     if (found) tests = fromTensor(found.mean);
     source.append(labelled(tests ? "Style of test image" : "Seed", index), button("Another style", another));
     if (!tests) source.append(warmth.element);
-    sliderSet = sliders(byActivity(model, found).slice(0, SHOWN), priorRange(model), (axis, value) => { z[axis] = value; moved(); });
+    sliderSet = sliders(byActivity(model, found).slice(0, SHOWN), priorRange(model), slid);
     place.replaceChildren(sliderSet.element);
     if (linked && linked.length === 4 * z.length) show(new Float32Array(linked.buffer));
     else if (model.prior === "none" && !tests) show(z);
