@@ -15,7 +15,7 @@ export class Latest {
   #running = 0;
   #asked = 0;
   #shown = 0;
-  #closed = new AbortController();
+  #dropped = new AbortController();
 
   /**
    * @param {(value, signal: AbortSignal) => Promise} run - Starts the task for a value.
@@ -36,29 +36,30 @@ export class Latest {
 
   /** Drops what has been asked for and not shown yet. */
   drop() {
-    this.#waiting = null;
-    this.#shown = ++this.#asked;
+    this.close();
+    this.#dropped = new AbortController();
   }
 
   /** Ends everything. */
   close() {
     this.#waiting = null;
-    this.#closed.abort();
+    this.#dropped.abort();
   }
 
   async #start() {
-    if (this.#running >= MOST || this.#waiting === null || this.#closed.signal.aborted) return;
+    const { signal } = this.#dropped;
+    if (this.#running >= MOST || this.#waiting === null || signal.aborted) return;
     const { value, number } = this.#waiting;
     this.#waiting = null;
     this.#running++;
     try {
-      const answer = await this.#run(value, this.#closed.signal);
-      if (number > this.#shown && !this.#closed.signal.aborted) {
+      const answer = await this.#run(value, signal);
+      if (number > this.#shown && !signal.aborted) {
         this.#shown = number;
         this.#done(answer, value);
       }
     } catch (error) {
-      if (error.name !== "AbortError" && number === this.#asked) this.#failed(error);
+      if (!signal.aborted && number === this.#asked) this.#failed(error);
     } finally {
       this.#running--;
       this.#start();

@@ -182,6 +182,22 @@ def test_a_film_leads_from_one_sample_to_another(explorer: Explorer, client: Cli
     assert (other.pixels(STRIP) == tab.pixels(STRIP)).all()
 
 
+def test_a_film_that_comes_late_does_not_replace_a_newer_one(explorer: Explorer) -> None:
+    tab = opened(explorer, "mnist", "seed=3&to=9")
+    expect(tab.canvas(STRIP)).to_be_visible()
+    wanted = tab.pixels(STRIP)
+    held: list[Route] = []
+    tab.page.route("**/*:interpolate*", lambda route: held.append(route))
+    for number, seed in enumerate(("4", "9"), 1):
+        tab.page.get_by_label("From this seed to").fill(seed)
+        tab.page.get_by_role("button", name="Make it").click()
+        tab.until(lambda number=number: len(held) == number, "the film")
+    for route in reversed(held):
+        route.continue_()
+        tab.page.wait_for_timeout(300)
+    assert (tab.pixels(STRIP) == wanted).all()
+
+
 def test_a_conditional_model_decodes_the_class_that_is_chosen(
     explorer: Explorer, client: Client
 ) -> None:

@@ -1,14 +1,18 @@
 """The explorer's plane: a model of two dimensions, with mouse, keyboard and finger."""
 
+import json
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, Route, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 
 from latentserve.client import Client
-from tests.support.explorer import PHONE, Explorer, Tab, posted, shows
+from tests.support.conditional import Conditional, write_conditional
+from tests.support.explorer import PHONE, Explorer, Tab, exploring, posted, shows
+from tests.support.processes import Server
 
 pytestmark = pytest.mark.browser
 
@@ -191,6 +195,59 @@ def test_at_most_two_requests_are_in_flight_and_only_the_newest_counts(
     tab.settled()
     assert len(held) == 3
     tab.until_shown(NOW, client.decode(posted(held[2].request), model=MODEL, dtype="uint8")[0])
+
+
+def test_a_film_that_comes_late_does_not_replace_a_newer_one(
+    explorer: Explorer, client: Client
+) -> None:
+    tab = opened(explorer)
+    held: list[Route] = []
+    tab.page.route("**/*:interpolate*", lambda route: held.append(route))
+    for number, x in enumerate((0.2, 0.4, 0.6, 0.8)):
+        tab.page.mouse.click(*place(tab, x, 0.5))
+        tab.until(lambda number=number: len(held) == (number + 1) // 2, "the films")
+    first, second = held
+    second.continue_()
+    expect(tab.canvas(STRIP)).to_be_visible()
+    ends = json.loads(second.request.post_data or "")["latents"]
+    path = client.interpolate(*ends, 24, model=MODEL, dtype="uint8").images
+    tab.until_shown(STRIP, path)
+    first.continue_()
+    tab.page.wait_for_timeout(300)
+    tab.until_shown(STRIP, path)
+
+    # Nor does it come back once its pins are removed.
+    tab.page.get_by_role("button", name="Remove the pins").click()
+    for x in (0.3, 0.7):
+        tab.page.mouse.click(*place(tab, x, 0.5))
+    tab.until(lambda: len(held) == 3, "the film")
+    tab.page.get_by_role("button", name="Remove the pins").click()
+    held[2].continue_()
+    tab.page.wait_for_timeout(300)
+    expect(tab.canvas(STRIP)).to_be_hidden()
+
+
+def test_a_plane_that_comes_late_does_not_replace_that_of_the_class(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_conditional(tmp_path / "models" / "flat", Conditional(dim=2))
+    with (
+        Server(tmp_path / "models", tmp_path / "log", "--gateway-port", "0") as server,
+        exploring(browser, server.wait_until_serving().gateway) as explorer,
+    ):
+        tab = explorer.open("model=flat&view=plane&label=2")
+        expect(stage(tab)).to_be_visible()
+        wanted = tab.settled().pixels(PLANE)
+        held: list[Route] = []
+        tab.page.route("**/*:traverse?*", lambda route: held.append(route))
+        for number, name in enumerate("bc", 1):
+            tab.page.get_by_role("button", name=name, exact=True).click()
+            tab.until(lambda number=number: len(held) == number, "the plane")
+        held[1].continue_()
+        tab.until(lambda: (tab.pixels(PLANE) == wanted).all(), "the plane of the class")
+        held[0].continue_()
+        tab.page.wait_for_timeout(300)
+        assert (tab.pixels(PLANE) == wanted).all()
 
 
 def test_a_moving_pointer_gets_fifteen_images_a_second(explorer: Explorer) -> None:

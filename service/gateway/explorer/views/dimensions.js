@@ -22,6 +22,7 @@ export function suits(model) {
 }
 
 export function open({ api, model, map, root, snippet, fail, signal }) {
+  const frames = Math.min(FRAMES, Number(model.maxRows));
   const canDraw = model.prior !== "none";
   const classes = labelsOf(model);
   const fields = {
@@ -91,7 +92,19 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     },
     fail,
   );
-  signal.addEventListener("abort", () => latest.close());
+  const films = new Latest(
+    async ({ draws, labels: mine }, aborted) => {
+      const [from, to] = await Promise.all(draws.map((one) => sample(api, model, one, aborted)));
+      const ends = latentsOf(from.latents.data, to.latents.data);
+      return { ends, images: await interpolate(api, model, ends, frames, "spherical", mine, aborted) };
+    },
+    ({ ends, images }, { labels: mine }) => {
+      movie.show(images);
+      snippet.show(interpolateCall(model, ends, frames, "spherical", mine));
+    },
+    fail,
+  );
+  signal.addEventListener("abort", () => [latest, films].forEach((one) => one.close()));
 
   function show(images) {
     if (shownImage && shownImage.data.length === images.data.length) paintDifference(change, shownImage, images, true);
@@ -120,19 +133,12 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     snippet.show(sampleCall(model, given));
   }
 
-  async function makeFilm() {
+  function makeFilm() {
     link.set({ to: other.value });
-    try {
-      const [from, to] = await Promise.all(
-        [fields.seed.value, other.value].map((seed) => sample(api, model, { count: 1, ...options(seed) }, signal)),
-      );
-      const ends = latentsOf(from.latents.data, to.latents.data);
-      const steps = Math.min(FRAMES, Number(model.maxRows));
-      movie.show(await interpolate(api, model, ends, steps, "spherical", labels(), signal));
-      snippet.show(interpolateCall(model, ends, steps, "spherical", labels()));
-    } catch (error) {
-      fail(error);
-    }
+    films.drop();
+    films.ask({
+      draws: [fields.seed.value, other.value].map((seed) => ({ count: 1, ...options(seed) })), labels: labels(),
+    });
   }
 
   function showSliders() {

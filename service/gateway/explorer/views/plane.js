@@ -66,7 +66,23 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     (images) => paint(now, images),
     fail,
   );
-  signal.addEventListener("abort", () => latest.close());
+  const planes = new Latest(
+    (mine, aborted) => {
+      const query = { steps, range: RANGE, format: "uint8", labels: mine.join(",") };
+      return api.array(operation(model, "traverse"), { query, signal: aborted });
+    },
+    (images) => paintSheet(sheet, images, steps),
+    fail,
+  );
+  const films = new Latest(
+    ({ ends, labels: mine }, aborted) => interpolate(api, model, ends, FRAMES, "linear", mine, aborted),
+    (images, { ends, labels: mine }) => {
+      movie.show(images);
+      snippet.show(interpolateCall(model, ends, FRAMES, "linear", mine));
+    },
+    fail,
+  );
+  signal.addEventListener("abort", () => [latest, planes, films].forEach((one) => one.close()));
 
   function move(point) {
     z = point.map((value, axis) => Number(shown(Math.max(scale.low[axis], Math.min(scale.high[axis], value)), DIGITS)));
@@ -84,7 +100,8 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     showFilm();
   }
 
-  async function showFilm() {
+  function showFilm() {
+    films.drop();
     unpin.disabled = pins.length === 0;
     told.textContent = [
       "A click, a tap or Enter pins a point; two pins are interpolated.",
@@ -95,13 +112,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       movie.show(null);
       return;
     }
-    const ends = latentsOf(...pins);
-    try {
-      movie.show(await interpolate(api, model, ends, FRAMES, "linear", labels(), signal));
-      snippet.show(interpolateCall(model, ends, FRAMES, "linear", labels()));
-    } catch (error) {
-      fail(error);
-    }
+    films.ask({ ends: latentsOf(...pins), labels: labels() });
   }
 
   function drawMarks() {
@@ -113,13 +124,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     }
   }
 
-  async function plane() {
-    try {
-      const query = { steps, range: RANGE, format: "uint8", labels: labels().join(",") };
-      paintSheet(sheet, await api.array(operation(model, "traverse"), { query, signal }), steps);
-    } catch (error) {
-      fail(error);
-    }
+  function plane() {
+    planes.drop();
+    planes.ask(labels());
   }
 
   async function scatter() {
