@@ -13,6 +13,7 @@ from latentserve.client import Client
 from tests.support.conditional import Conditional, write_conditional
 from tests.support.explorer import PHONE, Explorer, Tab, exploring, posted, shows
 from tests.support.processes import Server
+from tests.support.tiny import write_tiny
 
 pytestmark = pytest.mark.browser
 
@@ -248,6 +249,21 @@ def test_a_plane_that_comes_late_does_not_replace_that_of_the_class(
         held[0].continue_()
         tab.page.wait_for_timeout(300)
         assert (tab.pixels(PLANE) == wanted).all()
+
+
+def test_a_server_of_few_rows_shows_fewer_images(browser: Browser, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "models" / "one", dim=2)
+    options = ("--gateway-port", "0", "--max-rows", "20")
+    with (
+        Server(tmp_path / "models", tmp_path / "log", *options) as server,
+        exploring(browser, server.wait_until_serving().gateway) as explorer,
+    ):
+        tab = explorer.open("view=plane&pins=-1,0;1,1")
+        expect(tab.canvas(STRIP)).to_be_visible()
+        tab.settled()
+        assert tab.pixels(PLANE).shape == (4 * 4, 4 * 4, 4)
+        assert tab.pixels(STRIP).shape == (4, 20 * 4, 4)
+        assert ", 20, " in (tab.page.locator(".snippet code").text_content() or "")
 
 
 def test_a_moving_pointer_gets_fifteen_images_a_second(explorer: Explorer) -> None:

@@ -23,7 +23,10 @@ export function suits(model) {
 
 export function open({ api, model, map, root, snippet, fail, signal }) {
   const { height, width } = model.imageShape;
-  const steps = Math.max(8, Math.min(25, Math.round(WIDTH / Math.max(width, height)), Math.floor(Math.sqrt(model.maxRows))));
+  const rows = Number(model.maxRows); // of a request
+  const wanted = Math.max(8, Math.min(25, Math.round(WIDTH / Math.max(width, height))));
+  const steps = Math.max(2, Math.min(wanted, Math.floor(Math.sqrt(rows))));
+  const frames = Math.min(FRAMES, rows);
   const scale = planeScale(model, steps);
   const names = model.classNames ?? [];
   let label = model.conditional ? link.getNumber("label", 0, 0, labelsOf(model).length - 1) : -1;
@@ -75,10 +78,10 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     fail,
   );
   const films = new Latest(
-    ({ ends, labels: mine }, aborted) => interpolate(api, model, ends, FRAMES, "linear", mine, aborted),
+    ({ ends, labels: mine }, aborted) => interpolate(api, model, ends, frames, "linear", mine, aborted),
     (images, { ends, labels: mine }) => {
       movie.show(images);
-      snippet.show(interpolateCall(model, ends, FRAMES, "linear", mine));
+      snippet.show(interpolateCall(model, ends, frames, "linear", mine));
     },
     fail,
   );
