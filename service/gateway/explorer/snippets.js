@@ -118,8 +118,14 @@ export function snippetPanel(where) {
     tabs.append(button(name, () => { chosen = name; show(); }, { "aria-pressed": "false" }));
   }
   const copy = button("Copy", async () => {
-    await navigator.clipboard.writeText(texts[chosen]).catch(() => getSelection().selectAllChildren(text));
-    copied.textContent = "Copied";
+    try {
+      await navigator.clipboard.writeText(texts[chosen]);
+      copied.textContent = "Copied";
+    } catch {
+      // Browsers may refuse it, and have no clipboard at all for pages by plain HTTP of other hosts.
+      getSelection().selectAllChildren(text);
+      copied.textContent = "Selected: press Ctrl+C";
+    }
     setTimeout(() => (copied.textContent = ""), 2000);
   });
   const element = h(

@@ -171,6 +171,22 @@ def test_a_call_is_copied(explorer: Explorer) -> None:
     assert tab.page.evaluate("navigator.clipboard.readText()") == wanted
 
 
+@pytest.mark.parametrize("clipboard", [
+    "undefined",  # by plain HTTP, but for localhost
+    '{ writeText: () => Promise.reject(new DOMException("", "NotAllowedError")) }',
+], ids=["none", "refused"])  # fmt: skip
+def test_a_call_is_selected_where_it_cannot_be_copied(clipboard: str, explorer: Explorer) -> None:
+    script = f"Object.defineProperty(navigator, 'clipboard', {{ value: {clipboard} }})"
+    tab = explorer.open("model=mnist2d", prepared=lambda page: page.add_init_script(script))
+    expect(tab.page.locator(".snippet")).to_be_visible()
+    tab.page.locator(".snippet summary").click()
+    wanted = text(tab, "curl")
+    tab.page.get_by_role("button", name="Copy").click()
+    expect(tab.page.get_by_text("Selected: press Ctrl+C")).to_be_visible()
+    expect(tab.page.get_by_text("Copied")).to_be_hidden()
+    assert tab.page.evaluate("getSelection().toString()") == wanted
+
+
 def test_the_python_call_of_a_page_by_https_has_tls_settings(explorer: Explorer) -> None:
     tab = explorer.open("model=mnist2d")
     text = tab.page.evaluate(
