@@ -20,7 +20,7 @@ export class Latest {
   /**
    * @param {(value, signal: AbortSignal) => Promise} run - Starts the task for a value.
    * @param {(answer, value) => void} done - Called with answers, each newer than the one before.
-   * @param {(error) => void} failed - Called with the failure of the newest.
+   * @param {(error) => void} failed - Called with the failure of the newest; with null once that is past.
    */
   constructor(run, done, failed) {
     this.#run = run;
@@ -34,10 +34,11 @@ export class Latest {
     this.#start();
   }
 
-  /** Drops what has been asked for and not shown yet. */
+  /** Drops what has been asked for and not shown yet, and what has failed. */
   drop() {
     this.close();
     this.#dropped = new AbortController();
+    this.#failed(null);
   }
 
   /** Ends everything. */
@@ -57,6 +58,7 @@ export class Latest {
       if (number > this.#shown && !signal.aborted) {
         this.#shown = number;
         this.#done(answer, value);
+        this.#failed(null);
       }
     } catch (error) {
       if (!signal.aborted && number === this.#asked) this.#failed(error);

@@ -151,16 +151,21 @@ function mapOf(model) {
   return maps.get(key);
 }
 
-const failing = (signal) => (error) => signal.aborted || fail(error);
+/** What a view calls with the failure of a task, and with null once the task works again. */
+const failing = (signal) => (task) => (error) => {
+  if (signal.aborted) return;
+  if (error) fail(error, task);
+  else main.querySelector(`.note[data-task="${task}"]`)?.remove();
+};
 
-function fail(error) {
+function fail(error, task) {
   if (error.name === "AbortError") return;
   if (error instanceof Problem && error.status === 404) {
     // Another set of models is served now.
     restart(error);
     return;
   }
-  note(error.message);
+  note(error.message, task);
 }
 
 /** Reads again what is served; at once only the first time, since replicas may differ for as long as a rollout takes. */
@@ -177,10 +182,10 @@ function restart(error) {
   startLater();
 }
 
-/** Says what went wrong, above the view. */
-function note(text) {
+/** Says what went wrong, above the view; with which of its tasks, if that may yet work. */
+function note(text, task = null) {
   main.querySelector(".note")?.remove();
-  main.prepend(h("p", { class: "note", role: "alert" }, text));
+  main.prepend(h("p", { class: "note", role: "alert", "data-task": task }, text));
 }
 
 picker.addEventListener("change", () => {

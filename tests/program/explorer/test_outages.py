@@ -89,7 +89,7 @@ def test_a_model_that_is_gone_is_replaced_by_another(browser: Browser, tmp_path:
 
 
 def test_replicas_that_differ_are_asked_again_with_pauses(explorer: Explorer) -> None:
-    # As behind a balancer during a rollout: the one that lists the model is not the one that is called.
+    # As behind a balancer during a rollout: one lists the model, another one is called.
     gone = {"detail": "model 'mnist2d' is not served here", "code": "NOT_FOUND"}
 
     def differ(page: Page) -> None:

@@ -90,7 +90,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       z = Float32Array.from(latents.data);
       sliderSet?.show(z);
     },
-    fail,
+    fail("image"),
   );
   const films = new Latest(
     async ({ draws, labels: mine }, aborted) => {
@@ -102,7 +102,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       movie.show(images);
       snippet.show(interpolateCall(model, ends, frames, "spherical", mine));
     },
-    fail,
+    fail("film"),
   );
   signal.addEventListener("abort", () => [latest, films].forEach((one) => one.close()));
 

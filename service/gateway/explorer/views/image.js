@@ -25,6 +25,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
   const compared = h("div", { class: "compared", hidden: true }, h("div", { class: "stack" }, before, after),
     labelled("Picture to the left, reconstruction to the right", position));
   const told = h("p", { class: "quiet", role: "status" }, "The test card is shown until you choose a picture.");
+  const failed = fail("picture");
   let newest = 0;
 
   root.append(
@@ -36,7 +37,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
     try {
       await examine(await fromFile(file, (width, height) => allowed(model, width, height)));
     } catch (error) {
-      fail(error);
+      failed(error);
     }
   }, signal);
 
@@ -49,9 +50,16 @@ export function open({ api, model, root, snippet, fail, signal }) {
     const mine = ++newest;
     const file = await toPng(canvas);
     told.textContent = `Reconstructing ${canvas.width} x ${canvas.height} pixels …`;
-    const reply = await api.json(operation(model, "reconstruct"), {
-      query: { format: "uint8", resize: true, labels: model.conditional ? "0" : "" }, type: file.type, body: file, signal,
-    });
+    let reply;
+    try {
+      reply = await api.json(operation(model, "reconstruct"), {
+        query: { format: "uint8", resize: true, labels: model.conditional ? "0" : "" }, type: file.type, body: file, signal,
+      });
+    } catch (error) {
+      if (mine !== newest) return;
+      told.textContent = "The server could not reconstruct this picture.";
+      throw error;
+    }
     if (mine !== newest) return;
     const pixels = pixelsOf(canvas, channels);
     const images = fromTensor(reply.images.tensor);
@@ -66,9 +74,10 @@ export function open({ api, model, root, snippet, fail, signal }) {
       + `fewer values than the picture's ${channels} x ${canvas.height} x ${canvas.width}. `
       + `Computed in ${shown(reply.timing?.computeSeconds ?? 0, 2)} s.`;
     snippet.show(reconstructCall(model, file, []));
+    failed(null);
   }
 
-  examine(testCard(...allowed(model, 256, 256))).catch(fail);
+  examine(testCard(...allowed(model, 256, 256))).catch(failed);
 }
 
 /** The largest size that a model takes and that a picture of this one can be shown in. */

@@ -29,6 +29,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const classes = labelsOf(model);
   let label = model.conditional ? link.getNumber("label", 0, 0, classes.length - 1) : -1;
   let centred = model.dataset === "mnist";
+  const failed = fail("picture");
   let drawing = null; // a canvas of the model's size; null as long as nothing is drawn
 
   const sketch = new Sketch({ channels, height, width }, () => changed(sketch.drawn(width, height, centred)));
@@ -74,7 +75,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       sketch.show(canvas);
       changed(canvas);
     } catch (error) {
-      fail(error);
+      failed(error);
     }
   }, signal);
 
@@ -83,7 +84,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     api.array(operation(model, "sample"), {
       query: { count: Math.min(SAMPLES, Number(model.maxRows)), seed: 0, format: "uint8" }, signal,
     }));
-  const latest = new Latest(examine, show, fail);
+  const latest = new Latest(examine, show, failed);
   signal.addEventListener("abort", () => latest.close());
 
   function changed(canvas) {
@@ -116,19 +117,20 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     return { images, encoded, score, styled };
   }
 
-  async function show({ images, encoded, score, styled }, { pixels }) {
+  function show({ images, encoded, score, styled }, { pixels }) {
     results.hidden = false;
     paint(seen, pixels);
     paint(again, images);
     paintDifference(difference, pixels, images);
     told.textContent = verdict(score, psnr(pixels.data, images.data), channels * height * width);
     if (styled) paintSheet(styles, styled, columnsOf(classes));
-    const axes = byActivity(model, await map()).slice(0, MOST_SHOWN);
-    posterior.replaceChildren(posteriorTable(model, encoded, axes));
-    if (model.prior !== "none") showNearest(pixels, await samples());
+    // These need a call of their own at first, which the next picture does not wait for.
+    map().then((found) => posterior.replaceChildren(posteriorTable(model, encoded, byActivity(model, found).slice(0, MOST_SHOWN))));
+    if (model.prior !== "none") samples().then((all) => showNearest(pixels, all), fail("nearest"));
   }
 
   function showNearest(pixels, all) {
+    fail("nearest")(null);
     const errors = [...Array(all.shape[0]).keys()].map((index) => [squaredError(row(all, index), pixels.data), index]);
     errors.sort((a, b) => a[0] - b[0]);
     nearest.replaceChildren(...errors.slice(0, NEAREST).map(([, index]) => {
@@ -143,7 +145,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     fromFile(new Blob([linked], { type: "image/png" }), () => [width, height]).then((canvas) => {
       sketch.show(canvas);
       changed(canvas);
-    }, fail);
+    }, failed);
   }
 }
 

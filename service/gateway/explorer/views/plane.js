@@ -67,7 +67,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const latest = new Latest(
     (point, aborted) => decode(api, model, latentsOf(point), labels(), aborted),
     (images) => paint(now, images),
-    fail,
+    fail("image"),
   );
   const planes = new Latest(
     (mine, aborted) => {
@@ -75,7 +75,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       return api.array(operation(model, "traverse"), { query, signal: aborted });
     },
     (images) => paintSheet(sheet, images, steps),
-    fail,
+    fail("plane"),
   );
   const films = new Latest(
     ({ ends, labels: mine }, aborted) => interpolate(api, model, ends, frames, "linear", mine, aborted),
@@ -83,7 +83,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       movie.show(images);
       snippet.show(interpolateCall(model, ends, frames, "linear", mine));
     },
-    fail,
+    fail("film"),
   );
   signal.addEventListener("abort", () => [latest, planes, films].forEach((one) => one.close()));
 

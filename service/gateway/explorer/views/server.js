@@ -29,8 +29,8 @@ export function open({ api, root, fail, signal }) {
       h("div", { class: "scrolled", tabindex: 0, role: "region", "aria-label": "Models that are served" },
         table(["model", "version", "images", "latents", "posterior", "prior", "likelihood", "ELBO", "trained on"], models))),
   );
-  describe().catch(fail);
-  watch().catch((error) => error.name === "AbortError" || fail(error));
+  describe().catch(fail("facts"));
+  watch().catch(fail("calls"));
 
   async function describe() {
     const info = await (await api.call("/v1/server", { signal })).json();

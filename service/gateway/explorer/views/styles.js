@@ -28,6 +28,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   let given = []; // {canvas, label}
   let uses = 0;
   let sliderSet = null;
+  const failed = fail("pictures");
 
   // Styles of test images where the bundle has a map of them, else draws from the prior.
   let tests = null;
@@ -50,10 +51,10 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   const latest = new Latest(
     (latent, aborted) => decode(api, model, latentsOf(...all.map(() => latent)), all, aborted),
-    (images) => paintSheet(sheet, images, columns), fail,
+    (images) => paintSheet(sheet, images, columns), fail("sheet"),
   );
   const draws = new Latest(
-    (options, aborted) => sample(api, model, options, aborted), ({ latents }) => show(Float32Array.from(latents.data)), fail,
+    (options, aborted) => sample(api, model, options, aborted), ({ latents }) => show(Float32Array.from(latents.data)), fail("draw"),
   );
   signal.addEventListener("abort", () => [latest, draws].forEach((one) => one.close()));
   receiveFiles(target, input, receive, signal);
@@ -99,18 +100,18 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       showGiven();
       await use();
     } catch (error) {
-      fail(error);
+      failed(error);
     }
   }
 
   function showGiven() {
     list.replaceChildren(...given.map((one) => {
-      const select = h("select", { onchange: () => { one.label = Number(select.value); use().catch(fail); } },
+      const select = h("select", { onchange: () => { one.label = Number(select.value); use().catch(failed); } },
         ...classes.map((name, index) => h("option", { value: index, selected: index === one.label }, name)));
       one.canvas.className = "picture thumbnail";
       one.canvas.setAttribute("role", "img");
       one.canvas.setAttribute("aria-label", "A picture that was given");
-      const remove = button("Remove", () => { given = given.filter((other) => other !== one); showGiven(); use().catch(fail); });
+      const remove = button("Remove", () => { given = given.filter((other) => other !== one); showGiven(); use().catch(failed); });
       return h("li", {}, one.canvas, labelled("Its class", select), remove);
     }));
   }
@@ -125,7 +126,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     }));
     // A plain autoencoder has no variances: its points, as narrow as can be, are averaged.
     const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length).fill(-80) }));
-    if (mine === uses) show(Float32Array.from(joined(known)));
+    if (mine !== uses) return;
+    show(Float32Array.from(joined(known)));
+    failed(null);
   }
 
   map().then((found) => {
