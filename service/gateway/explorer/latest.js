@@ -58,7 +58,7 @@ export class Latest {
       if (number > this.#shown && !signal.aborted) {
         this.#shown = number;
         this.#done(answer, value);
-        this.#failed(null);
+        if (number === this.#asked) this.#failed(null);
       }
     } catch (error) {
       if (!signal.aborted && number === this.#asked) this.#failed(error);

@@ -92,10 +92,12 @@ function follow() {
   const linked = link.get("model");
   const named = (name) => models.find((model) => model.name === name);
   const wanted = models.find(isLinked) ?? named(linked) ?? named(usual) ?? models[0];
-  const missing = linked && wanted && wanted.name !== linked;
+  const version = link.get("version");
+  const missing = linked && wanted && (wanted.name !== linked || (version && !isLinked(wanted)));
+  // What the address says is of another model, or of another version, whose latents mean something else.
   if (missing) link.keep("view");
   show(wanted);
-  if (missing) note(`This server does not serve “${linked}” now.`);
+  if (missing) note(`This server does not serve ${wanted.name === linked ? `version ${version} of ` : ""}“${linked}” now.`);
 }
 
 const isLinked = (model) => model.name === link.get("model") && String(model.version) === link.get("version");

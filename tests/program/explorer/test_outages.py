@@ -88,6 +88,20 @@ def test_a_model_that_is_gone_is_replaced_by_another(browser: Browser, tmp_path:
         expect(tab.page.get_by_role("heading", level=1)).to_have_text("one: plane")
 
 
+def test_a_version_that_is_gone_is_not_mistaken_for_another(explorer: Explorer) -> None:
+    # The shipped mnist2d is of version 2.
+    tab = explorer.open("model=mnist2d&version=1&view=picture&z=1,1&pins=0,0;1,1")
+    expect(tab.page.get_by_role("alert")).to_have_text(
+        "This server does not serve version 1 of “mnist2d” now."
+    )
+    expect(tab.page.get_by_role("heading", level=1)).to_have_text("mnist2d: your picture")
+    assert tab.settled().state() == {"model": "mnist2d", "version": "2", "view": "picture"}
+    # Without a version, an address is of whichever is served.
+    tab.page.goto(f"{explorer.origin}/#model=mnist2d&view=plane&z=1,1")
+    expect(tab.page.get_by_label("z0")).to_have_value("1.00")
+    expect(tab.page.get_by_role("alert")).to_have_count(0)
+
+
 def test_replicas_that_differ_are_asked_again_with_pauses(explorer: Explorer) -> None:
     # As behind a balancer during a rollout: one lists the model, another one is called.
     gone = {"detail": "model 'mnist2d' is not served here", "code": "NOT_FOUND"}
