@@ -1,5 +1,6 @@
 """The explorer is accessible: by axe-core's rules, on a phone, in the dark, without a mouse."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,35 @@ VIEWS = [
     "model=photos&view=image",
     "model=mnist&view=server",
 ]
+
+# Controls, the colours of their borders, and those around them.
+BORDERS = """() => {
+    const clear = "rgba(0, 0, 0, 0)";
+    const page = (element) => {
+        const colour = getComputedStyle(element).backgroundColor;
+        return colour === clear ? page(element.parentElement) : colour;
+    };
+    const kinds = "button, select, input:not([type=range], [type=color]), .pad, .drop";
+    const border = (element) => getComputedStyle(element).borderTopColor;
+    return [...document.querySelectorAll(kinds)]
+        .filter((one) => one.checkVisibility() && !one.disabled)
+        .map((one) => [one.outerHTML, border(one), page(one.parentElement)]);
+}"""
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a CSS colour, rgb(r, g, b), as WCAG has it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast of two colours, from 1 to 21."""
+    darker, lighter = sorted(luminance(one) + 0.05 for one in (first, second))
+    return lighter / darker
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +86,20 @@ def test_a_view_is_accessible_and_fits_a_phone(
             ]
             assert violations == [], f"{width} px, {scheme}"
             assert len(result["passes"]) > 10
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("state", VIEWS)
+def test_controls_are_told_from_what_is_around_them(
+    state: str, dark: bool, explorer: Explorer
+) -> None:
+    # By WCAG 1.4.11, which axe-core has no rule for.
+    tab = explorer.open(state, dark=dark)
+    expect(tab.page.locator(".view")).to_be_visible()
+    borders = tab.settled().page.evaluate(BORDERS)
+    assert len(borders) > 3
+    faint = [one for one in borders if contrast(one[1], one[2]) < 3]
+    assert faint == []
 
 
 def test_views_and_models_are_chosen_with_the_keyboard(explorer: Explorer) -> None:
