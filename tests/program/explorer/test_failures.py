@@ -97,3 +97,32 @@ def test_a_file_that_is_no_picture_is_forgotten_with_the_next(
         expect(note).to_contain_text("notes.png: not a picture")
         files.set_input_files(digits[0])
         expect(note).to_be_hidden()
+
+
+def test_a_style_that_is_not_wanted_any_more_may_fail(
+    explorer: Explorer, digits: list[Path]
+) -> None:
+    tab = explorer.open("model=mnist-style&view=styles", expected=REFUSED)
+    slider = tab.page.locator(".slider input").first
+    expect(slider).to_be_visible()
+    held: list[Route] = []
+    tab.page.route("**/*:encode*", lambda route: held.append(route))
+    files = tab.page.locator("input[type=file]")
+    files.set_input_files(digits[0])
+    tab.until(lambda: len(held) == 1, "the style of the picture")
+    slider.fill("1.5")
+    refuse(held[0])
+    tab.settled()
+    note = tab.page.get_by_role("alert")
+    expect(note).to_have_count(0)
+
+    # One that is wanted is told of, until its picture is removed.
+    files.set_input_files(digits[1])
+    tab.until(lambda: len(held) == 3, "the styles of both pictures")
+    for route in held[1:]:
+        refuse(route)
+    expect(note).to_have_text(REASON)
+    tab.page.unroute("**/*:encode*")
+    for _ in range(2):
+        tab.page.get_by_role("button", name="Remove").first.click()
+    expect(note).to_be_hidden()

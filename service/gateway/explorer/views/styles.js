@@ -98,7 +98,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
         given.push({ canvas, label: given.length % classes.length });
       }
       showGiven();
-      await use();
+      use();
     } catch (error) {
       failed(error);
     }
@@ -106,29 +106,32 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   function showGiven() {
     list.replaceChildren(...given.map((one) => {
-      const select = h("select", { onchange: () => { one.label = Number(select.value); use().catch(failed); } },
+      const select = h("select", { onchange: () => { one.label = Number(select.value); use(); } },
         ...classes.map((name, index) => h("option", { value: index, selected: index === one.label }, name)));
       one.canvas.className = "picture thumbnail";
       one.canvas.setAttribute("role", "img");
       one.canvas.setAttribute("aria-label", "A picture that was given");
-      const remove = button("Remove", () => { given = given.filter((other) => other !== one); showGiven(); use().catch(failed); });
+      const remove = button("Remove", () => { given = given.filter((other) => other !== one); showGiven(); use(); });
       return h("li", {}, one.canvas, labelled("Its class", select), remove);
     }));
   }
 
   async function use() {
     const mine = ++uses;
-    if (given.length === 0) return;
-    draws.drop();
-    const posteriors = await Promise.all(given.map(async ({ canvas, label }) => {
-      const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
-      return { mean: mean.data, logVar: logVar?.data };
-    }));
-    // A plain autoencoder has no variances: its points, as narrow as can be, are averaged.
-    const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length).fill(-80) }));
-    if (mine !== uses) return;
-    show(Float32Array.from(joined(known)));
-    failed(null);
+    if (given.length) draws.drop();
+    try {
+      const posteriors = await Promise.all(given.map(async ({ canvas, label }) => {
+        const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
+        return { mean: mean.data, logVar: logVar?.data };
+      }));
+      if (mine !== uses) return;
+      // A plain autoencoder has no variances: its points, as narrow as can be, are averaged.
+      const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length).fill(-80) }));
+      if (known.length) show(Float32Array.from(joined(known)));
+      failed(null);
+    } catch (error) {
+      if (mine === uses) failed(error);
+    }
   }
 
   map().then((found) => {
