@@ -1,7 +1,8 @@
 """Files of a shard: hidden while they are written, and renamed once their shard is committed.
 
 Any number of processes may compute the same shard at once, for example after a worker was given up
-that still runs: each attempt has names of its own.
+that still runs: each attempt has hidden names of its own. Objects of a store cannot be renamed and
+have their final names at once.
 """
 
 import contextlib
@@ -114,14 +115,24 @@ def publish(folder: Path, files: Sequence[Written], attempt: str) -> None:
     fsync_folder(folder)
 
 
-def put(store: Store, folder: Path, files: Sequence[Written], attempt: str) -> None:
+def put(store: Store, folder: Path, files: Sequence[Written], attempt: str) -> tuple[str, ...]:
     """Puts the hidden files of an attempt into a store, under their final names.
+
+    Returns:
+        The stamp of each object, empty if there is none. Another process that overwrites an object
+        changes it.
 
     Raises:
         StoreError: The store cannot be reached or written.
     """
+    stamps = []
     for file in files:
         store.put(file.name, folder / _hidden(file.name, attempt))
+        try:
+            stamps.append(store.entry(file.name).stamp)
+        except FileNotFoundError:
+            stamps.append("")  # the next owner of the job has removed it
+    return tuple(stamps)
 
 
 def discard(folder: Path, files: Sequence[Written], attempt: str) -> None:

@@ -182,16 +182,18 @@ class JobFolder:
                 path.unlink(missing_ok=True)
         fsync_folder(self.path)
 
-    def add(self, shard: CompleteShard, attempt: str) -> None:
+    def add(self, shard: CompleteShard, attempt: str, stamps: Sequence[str] = ()) -> None:
         """Renames the files of a shard, which must be durable, and appends it to the cursor.
 
         Args:
             shard: The shard.
             attempt: Identifies the attempt that wrote its files.
+            stamps: Of objects in a store; not used here.
 
         Raises:
             JobError: The files are not in the folder.
         """
+        del stamps
         if lacking := missing(self.path, shard.files, attempt):
             raise JobError(
                 f"{self.path}: shard {shard.shard} was computed, but {lacking} is not there; "

@@ -8,15 +8,14 @@
 
 A process owns the job from when it creates the next `.owner-N`, which only one can. One that owned
 it before finds that out before it records another shard, and stops: so a killed process need not
-be waited for, and of two that run the same job the later one goes on.
+be waited for, and of two that run the same job the later one goes on. What an earlier one still
+puts has the names of the later one's files: with the same settings the same bytes too. Other
+settings are refused while an owner has not given up the job, and `finish` looks whether the files
+are those that were recorded.
 """
 
-import contextlib
 import json
-import os
 import re
-import secrets
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,9 @@ from latentserve._jobs.folder import (
     refuse_foreign,
     sha256_of,
 )
-from latentserve._store import Entry, Store, StoreError
+from latentserve._jobs.manifest import job_differences
+from latentserve._jobs.owner import Owner, created, is_owner
+from latentserve._store import Entry, Store
 
 # Requests to the store at a time: each waits for the network most of the time.
 _AT_A_TIME = 16
@@ -45,7 +46,6 @@ _AT_A_TIME = 16
 T = TypeVar("T")
 
 _LINE = re.compile(r"cursor/\d+\.jsonl")
-_OWNER = re.compile(r"\.owner-(\d+)")
 # What a killed process may leave beside shards: of `creates_once`, and of stores that rename.
 _LEFTOVER = re.compile(r"(cursor/)?\.[^/]+\.(probe|tmp)")
 
@@ -78,8 +78,9 @@ class JobObjects:
         self.rows = 0
         self.lost: list[str] = []
         self._store = store
-        # Name and content of the object that says that this process owns the job.
-        self._owner, self._claim = "", b""
+        self._owner: Owner | None = None
+        # Stamps of the files of complete shards, by name; of earlier runs only if there are some.
+        self._stamps: dict[str, str] = {}
         # The lines that are objects, and whether the cursor has all of them.
         self._lines: set[str] = set()
         self._is_joined = False
@@ -93,7 +94,7 @@ class JobObjects:
                 "could run the job at once; wanted --single-writer (single_writer=True), if you "
                 "know that there is only one"
             )
-        self._take(found)
+        self._owner = Owner(store, found)
 
     def __enter__(self) -> "JobObjects":
         return self
@@ -109,23 +110,37 @@ class JobObjects:
     def close(self) -> None:
         """Gives up the job."""
         if self._owner:
-            with contextlib.suppress(StoreError):
-                if self._owns():
-                    self._store.delete(self._owner)
+            self._owner.close()
 
     def begin(self, manifest: dict[str, Any], more: dict[str, bytes]) -> None:
-        """Writes the manifest of a new job; arguments as of `JobFolder.begin`."""
+        """Writes the manifest of a new job; arguments as of `JobFolder.begin`.
+
+        Raises:
+            JobError: Another process has begun the job with other settings and may still run, or
+                has taken the job over.
+            StoreError: The store cannot be reached or written.
+        """
         self._require_owned()
+        content = json_bytes(manifest)
+        if self._owner and self._owner.took_over and self.manifest is not None:
+            # Whoever tries again has to be refused as well.
+            self._owner.leave()
+            found = job_differences(json.loads(content), self.manifest)
+            raise JobError(
+                f"{self.path}: another process has begun the job there and may still run: "
+                f"{'; '.join(found)}; wanted the same settings, or another folder"
+            )
         self._store.delete(ROWS)
-        for name, content in more.items():
-            self._store.put(name, content)
+        for name, more_content in more.items():
+            self._store.put(name, more_content)
         if self._owner:
-            self._store.delete(MANIFEST)
-            if not self._store.create(MANIFEST, json_bytes(manifest)):
-                raise JobError(self._taken_over())
+            if self.manifest is not None:
+                self._store.delete(MANIFEST)
+            if not created(self._store, MANIFEST, content):
+                raise JobError(self._owner.lost())
         else:
-            self._store.put(MANIFEST, json_bytes(manifest))
-        self.manifest = json.loads(json_bytes(manifest))
+            self._store.put(MANIFEST, content)
+        self.manifest = json.loads(content)
 
     def recover(self, is_shard: Callable[[str], bool], *, verify: bool) -> None:
         """Reads which shards are complete and removes the objects of others.
@@ -148,6 +163,7 @@ class JobObjects:
                 del self.complete[shard.shard]
         self.rows = sum(shard.rows for shard in self.complete.values())
         kept = {file.name for shard in self.complete.values() for file in shard.files}
+        self._stamps = {name: found[name].stamp for name in kept if found[name].stamp}
         kept |= {_line_name(number) for number in self.complete}
         if self.lost and names:
             # Each complete shard gets a line of its own before the whole cursor goes.
@@ -164,8 +180,13 @@ class JobObjects:
         self._lines |= kept.intersection(lines)
         self._is_joined = bool(names) and not self.lost
 
-    def add(self, shard: CompleteShard, attempt: str) -> None:
+    def add(self, shard: CompleteShard, attempt: str, stamps: Sequence[str]) -> None:
         """Records a shard, whose files have been put under their names by any attempt.
+
+        Args:
+            shard: The shard.
+            attempt: Identifies the attempt.
+            stamps: Stamps of the files right after that.
 
         Raises:
             JobError: A file is not there, or another process has taken the job over.
@@ -174,6 +195,7 @@ class JobObjects:
         del attempt
         for file in shard.files:
             if self._size(file.name) not in (file.size, -1):
+                self._require_owned()  # the next owner removes what is not recorded
                 raise JobError(
                     f"{self.path}: shard {shard.shard} was computed, but {file.name} is not there "
                     f"with {file.size} bytes; wanted a store that all workers write to"
@@ -182,67 +204,74 @@ class JobObjects:
         line, name = shard.line().encode("utf-8"), _line_name(shard.shard)
         if not self._owner:
             self._store.put(name, line)
-        elif not self._store.create(name, line) and self._store.read(name) != line:
-            raise JobError(self._taken_over())
+        elif not created(self._store, name, line):
+            raise JobError(self._owner.lost())
         self.complete[shard.shard] = shard
+        self._stamps |= {file.name: stamp for file, stamp in zip(shard.files, stamps, strict=True)}
         self.rows += shard.rows
         self._lines.add(name)
         self._is_joined = False
 
     def discard(self, files: Sequence[Written], attempt: str) -> None:
-        """Does nothing: the files of another attempt have the same names and the same bytes."""
+        """Does nothing: the files of another attempt have the same names, and replaced these."""
 
     def finish(self) -> None:
-        """Writes the cursor of all shards in place of a line for each."""
+        """Writes the cursor of all shards in place of a line for each.
+
+        Raises:
+            JobError: Another process has taken the job over, or has overwritten files: these are
+                removed, so that the next run computes them again.
+            StoreError: The store cannot be reached or written.
+        """
         self._require_owned()
-        if json.loads(self._store.read(MANIFEST)) != self.manifest:
-            raise JobError(self._taken_over())
+        if self._owner and json.loads(self._store.read(MANIFEST)) != self.manifest:
+            raise JobError(self._owner.lost())
         self.complete = dict(sorted(self.complete.items()))
         if not self._is_joined:
+            self._refuse_overwritten()
             lines = "".join(shard.line() for shard in self.complete.values())
             self._store.put(CURSOR, lines.encode("utf-8"))
             self._is_joined = True
         list(self._each(self._store.delete, sorted(self._lines)))
         self._lines.clear()
 
+    def _refuse_overwritten(self) -> None:
+        """Checks that the files of all shards are those that were recorded.
+
+        Stamps say so at once. Where one differs, as that of the same bytes put again may, or the
+        store has none, the hash does.
+
+        Raises:
+            JobError: Some are others. They are removed.
+            StoreError: The store cannot be reached or written.
+        """
+        found = {entry.name: entry for entry in self._store.entries()}
+
+        def overwritten(file: Written) -> str:
+            stamp = self._stamps.get(file.name)
+            if stamp is None or (stamp and file.name in found and found[file.name].stamp == stamp):
+                return ""
+            return "" if self._is_intact(file, found, verify=True) else file.name
+
+        files = [file for shard in self.complete.values() for file in shard.files]
+        with ThreadPoolExecutor(_AT_A_TIME, "objects") as pool:
+            names = list(filter(None, pool.map(overwritten, files)))
+        for name in names:
+            self._store.delete(name)
+        if names:
+            raise JobError(
+                f"{self.path}: {', '.join(names)} was overwritten by another process, wanted no "
+                "other there; the same command again computes it anew"
+            )
+
     def _each(self, act: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
         """Acts on objects, several at a time: there is one for each shard."""
         with ThreadPoolExecutor(_AT_A_TIME, "objects") as pool:
             yield from pool.map(act, names)
 
-    def _take(self, found: dict[str, Entry]) -> None:
-        """Makes this process the owner."""
-        owners = sorted(
-            (int(match[1]), name) for name in found if (match := _OWNER.fullmatch(name))
-        )
-        number = owners[-1][0] + 1 if owners else 0
-        who = {"host": socket.gethostname(), "process": os.getpid(), "id": secrets.token_hex(8)}
-        owner, claim = f".owner-{number}", json_bytes(who)
-        if not self._store.create(owner, claim):
-            raise JobError(self._taken_over())
-        self._owner, self._claim = owner, claim
-        for _, name in owners:
-            self._store.delete(name)
-
     def _require_owned(self) -> None:
-        """Checks that no other process has taken the job over.
-
-        A later owner creates the next object and then removes this one. When that one has ended,
-        the names begin anew, but what an object says is never said again.
-        """
-        if not self._owner:
-            return
-        number = int(self._owner.rpartition("-")[2])
-        if not self._owns() or self._size(f".owner-{number + 1}") is not None:
-            self._owner = ""
-            raise JobError(self._taken_over())
-
-    def _owns(self) -> bool:
-        """Whether the object of this process is there."""
-        try:
-            return self._store.read(self._owner) == self._claim
-        except FileNotFoundError:
-            return False
+        if self._owner:
+            self._owner.require()
 
     def _size(self, name: str) -> int | None:
         """Size of an object, -1 if the store does not say; None if there is none."""
@@ -251,18 +280,13 @@ class JobObjects:
         except FileNotFoundError:
             return None
 
-    def _taken_over(self) -> str:
-        return f"{self.path}: another process, which was started later, works on the job there"
-
     def _read_manifest(self, found: dict[str, Entry]) -> dict[str, Any] | None:
         if MANIFEST not in found:
             known = (ROWS, CURSOR)
             foreign = (
                 name
                 for name in found
-                if name not in known
-                and not _OWNER.fullmatch(name)
-                and not _LEFTOVER.fullmatch(name)
+                if name not in known and not is_owner(name) and not _LEFTOVER.fullmatch(name)
             )
             refuse_foreign(self.path, foreign)
             return None

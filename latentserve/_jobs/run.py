@@ -182,7 +182,7 @@ class Plan:
         self._waiting[result.index] = result
         while (index := next(iter(self._missing), -1)) in self._waiting:
             ready = self._waiting[index]
-            self._job.add(self._complete(ready), ready.attempt)
+            self._job.add(self._complete(ready), ready.attempt, ready.stamps)
             del self._missing[index], self._waiting[index]
         self.report()
 
@@ -190,7 +190,7 @@ class Plan:
         """Returns the finished job.
 
         Raises:
-            JobError: Shards are not committed.
+            JobError: Shards are not committed, or another process works in the store's folder.
         """
         if self._missing:
             raise JobError(

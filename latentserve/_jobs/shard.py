@@ -76,12 +76,14 @@ class ShardResult:
         rows: Number of its rows.
         files: Its files.
         attempt: Identifies the attempt that wrote them; part of their hidden names.
+        stamps: Stamps of the files in a store, right after they were put there; empty in a folder.
     """
 
     index: int
     rows: int
     files: tuple[Written, ...]
     attempt: str
+    stamps: tuple[str, ...] = ()
 
 
 def run_shard(
@@ -90,8 +92,8 @@ def run_shard(
     """Computes a shard, in any process on any host.
 
     It writes hidden files into the job's folder; `commit` gives them their names. Objects of a
-    store have their names at once. A shard may be computed several times, even at once: the
-    attempts do not disturb each other.
+    store have their names at once. A shard may be computed several times, even at once, with the
+    same bytes: the attempts do not disturb each other.
 
     Args:
         shard: The shard.
@@ -143,9 +145,8 @@ def _computed(shard: Shard, client: Client, progress: Callable[[int], None]) -> 
         if done != len(rows):
             raise ProtocolError(f"got {done} rows, wanted {len(rows)}")
         files = tuple(writer.finish())
-        if store is not None:
-            put(store, Path(folder), files, attempt)
-        return ShardResult(shard.index, len(rows), files, attempt)
+        stamps = () if store is None else put(store, Path(folder), files, attempt)
+        return ShardResult(shard.index, len(rows), files, attempt, stamps)
 
 
 def _check_model(client: Client, shard: Shard) -> None:

@@ -190,6 +190,95 @@ class TestOwner:
         assert later[0].rows == 50
         assert contents(f"{url}/j") == contents(tmp_path / "plain")
 
+    def test_other_settings_are_refused_while_another_process_may_run(
+        self, client, tmp_path, sources, url
+    ):
+        """It would put its rows over those of this one, under the same names."""
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        refused = []
+
+        def begin_another():
+            for _ in range(2 - len(refused)):
+                with pytest.raises(jobs.JobError) as error:
+                    run_job(ArithmeticClient(), sources["sample"], f"{url}/j", "npy", 8)
+                refused.append(str(error.value))
+
+        client.before_reply = begin_another
+        with pytest.raises(jobs.JobError, match="another process, which was started later"):
+            run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        text = (
+            "another process has begun the job there and may still run: seed: got 8, the job has 7"
+        )
+        assert refused[0].startswith(f"{url}/j: {text}")
+        assert refused == refused[:1] * 2
+        run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_other_settings_begin_anew_what_ended_by_itself_without_a_shard(
+        self, client, tmp_path, sources, url
+    ):
+        def fail():
+            raise MemoryError
+
+        client.before_reply = fail
+        with pytest.raises(MemoryError):
+            run_job(client, sources["sample"], f"{url}/j", "npy", 8)
+        client.before_reply = lambda: None
+        run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    @pytest.mark.parametrize("recorded", [True, False])
+    def test_files_that_another_process_overwrites_are_computed_again(
+        self, client, tmp_path, sources, url, recorded
+    ):
+        """Such as a task of Ray that has outlived its job, which had another seed."""
+        run_job(client, sources["sample"], tmp_path / "other", "npy", 8)
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        store, name = Store(f"{url}/j"), "images-00000.npy"
+        with jobs.plan(
+            jobs.sample, client, 50, f"{url}/j", seed=7, latents=True, shard_rows=20
+        ) as plan:
+            for shard in plan.shards():
+                result = jobs.run_shard(shard, client)
+                if recorded:
+                    jobs.commit(plan, result)
+                if shard.index == 0:
+                    store.put(name, (tmp_path / "other" / name).read_bytes())
+                if not recorded:
+                    jobs.commit(plan, result)
+            with pytest.raises(jobs.JobError, match=rf"{name} was overwritten.*same command again"):
+                plan.finish()
+        done = run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        assert (done.lost, done.rows_before) == ((name,), 30)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_files_that_another_attempt_puts_again_are_the_same(
+        self, client, tmp_path, sources, url
+    ):
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        with jobs.plan(
+            jobs.sample, client, 50, f"{url}/j", seed=7, latents=True, shard_rows=20
+        ) as plan:
+            for shard in plan.shards():
+                for _ in range(2):
+                    jobs.commit(plan, jobs.run_shard(shard, client))
+            plan.finish()
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_a_lost_reply_does_not_end_a_job(self, client, tmp_path, sources, url, monkeypatch):
+        """The client of S3 repeats a request, and the object is there by then."""
+        create = Store.create
+
+        def twice(store, name, content):
+            create(store, name, content)
+            return create(store, name, content)
+
+        monkeypatch.setattr(Store, "create", twice)
+        run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
     def test_one_taken_over_records_nothing_more(self, url):
         first = JobObjects(Store(url))
         first.begin({"rows": 1}, {})
