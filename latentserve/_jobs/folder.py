@@ -163,8 +163,8 @@ class JobFolder:
             verify: Whether to check the hashes of files and not only their sizes.
         """
         cursor = self.path / CURSOR
-        text = cursor.read_text(encoding="utf-8") if cursor.exists() else ""
-        for shard in read_cursor(text):
+        content = cursor.read_bytes() if cursor.exists() else b""
+        for shard in read_cursor(content):
             self.complete[shard.shard] = shard
         for shard in list(self.complete.values()):
             damaged = [file.name for file in shard.files if not self._is_intact(file, verify)]
@@ -173,7 +173,7 @@ class JobFolder:
                 del self.complete[shard.shard]
         self.rows = sum(shard.rows for shard in self.complete.values())
         # Written first: even after a crash the cursor must not name files that are removed below.
-        if text != "".join(shard.line() for shard in self.complete.values()):
+        if content != self._lines():
             self._rewrite()
         named = {file.name for shard in self.complete.values() for file in shard.files}
         for path in self.path.iterdir():
@@ -221,8 +221,11 @@ class JobFolder:
 
     def _rewrite(self) -> None:
         self.complete = dict(sorted(self.complete.items()))
-        lines = "".join(shard.line() for shard in self.complete.values())
-        atomic_write(self.path / CURSOR, lines.encode("utf-8"))
+        atomic_write(self.path / CURSOR, self._lines())
+
+    def _lines(self) -> bytes:
+        """Content of the cursor."""
+        return "".join(shard.line() for shard in self.complete.values()).encode("utf-8")
 
     def _take_lock(self) -> None:
         try:
@@ -254,9 +257,9 @@ class JobFolder:
         return not verify or sha256_of(path) == file.sha256
 
 
-def read_cursor(text: str) -> Iterator[CompleteShard]:
-    """Yields the shards of a cursor, whose last line may be incomplete."""
-    for line in text.splitlines(keepends=True):
+def read_cursor(content: bytes) -> Iterator[CompleteShard]:
+    """Yields the shards of a cursor, which may end with anything after a power cut."""
+    for line in content.decode("utf-8", errors="replace").splitlines(keepends=True):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if line.endswith("\n"):
                 yield CompleteShard.read(line)

@@ -152,7 +152,7 @@ class JobObjects:
         lines = sorted(name for name in found if _LINE.fullmatch(name))
         names = [CURSOR] if CURSOR in found else []
         for content in self._each(self._store.read, [*names, *lines]):
-            for shard in read_cursor(content.decode("utf-8")):
+            for shard in read_cursor(content):
                 self.complete[shard.shard] = shard
         for shard in list(self.complete.values()):
             damaged = [

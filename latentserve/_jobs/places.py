@@ -76,10 +76,6 @@ class RemoteFile:
         """Content of the object."""
         return self.store.read(self._name)
 
-    def read_text(self, encoding: str) -> str:
-        """Content of the object as text."""
-        return self.read_bytes().decode(encoding)
-
     def open(self, mode: str) -> IO[bytes]:
         """Opens the object for reading; its bytes are fetched as they are read."""
         assert mode == "rb"

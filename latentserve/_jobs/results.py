@@ -106,8 +106,8 @@ def _finished(folder: Place) -> tuple[dict[str, Any], list[CompleteShard]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceError(f"{folder / MANIFEST}: not the manifest of a job") from error
     cursor = folder / CURSOR
-    text = cursor.read_text(encoding="utf-8") if cursor.exists() else ""
-    shards = {shard.shard: shard for shard in read_cursor(text)}
+    content = cursor.read_bytes() if cursor.exists() else b""
+    shards = {shard.shard: shard for shard in read_cursor(content)}
     complete = sum(shard.rows for shard in shards.values())
     if complete != rows:
         raise SourceError(f"{folder}: got a job with {complete} of {rows} rows, wanted a whole one")

@@ -239,6 +239,22 @@ class TestResume:
         assert jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20).rows_before == 20
         assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
+    @pytest.mark.parametrize("left", [b"\xff\x80{", b"\0" * 40, b'{"shard": "\xe4\n\xff'])
+    def test_bytes_that_a_power_cut_left_in_the_cursor_are_removed(self, client, tmp_path, left):
+        jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
+        before = contents(tmp_path / "j")
+        cursor = tmp_path / "j" / "cursor.jsonl"
+        lines = cursor.read_bytes().splitlines(keepends=True)
+        cursor.write_bytes(b"".join(lines[:2]) + left)
+        finished = jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
+        assert finished.rows_before == 40
+        assert contents(tmp_path / "j") == before
+        cursor.write_bytes(b"".join(lines) + left)
+        latents = jobs.sample(client, 50, tmp_path / "z", seed=7, shard_rows=20, latents=True)
+        with (tmp_path / "z" / "cursor.jsonl").open("ab") as file:
+            file.write(left)
+        assert jobs.decode(client, latents.folder, tmp_path / "images").rows == 50
+
     def test_a_fresh_seed_is_recorded_before_the_first_shard_and_reused(self, client, tmp_path):
         class StoppedError(Exception):
             pass

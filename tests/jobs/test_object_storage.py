@@ -167,6 +167,19 @@ class TestResume:
         assert done.lost == ("z-00002.npy",)
         assert contents(f"{url}/j") == contents(tmp_path / "plain")
 
+    def test_undecodable_bytes_in_a_cursor_are_left_out(self, client, tmp_path, sources, url):
+        """As a power cut leaves them in a folder, of which this is a copy."""
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        wanted = contents(tmp_path / "plain")
+        upload(f"{url}/j", tmp_path / "plain")
+        store = Store(f"{url}/j")
+        lines = wanted["cursor.jsonl"].splitlines(keepends=True)
+        store.put("cursor.jsonl", lines[0] + b"\xff\x80")
+        store.put("cursor/00001.jsonl", b"\xff\x80")
+        assert run_job(client, sources["sample"], f"{url}/j", "npy", 7).rows_before == 20
+        store.delete(".lock")
+        assert contents(f"{url}/j") == wanted
+
     def test_other_settings_are_refused(self, client, sources, url):
         run_job(client, sources["decode"], f"{url}/j", "npy", None)
         with pytest.raises(jobs.JobError, match="holds another job: shard_rows: got 10, the job"):
