@@ -9,7 +9,8 @@
 
 A job that was interrupted, even by SIGKILL or a power cut, resumes when it is called again with
 the same arguments. Its files are byte-identical to those of an uninterrupted job. A job of any
-size holds only a few messages in memory, and uses the same model and version from start to end.
+size holds only a few messages of rows in memory, about a kilobyte for each shard, and the paths of
+image files. It uses the same model and version from start to end.
 
 The folder has `job.json` (the manifest), `cursor.jsonl` (complete shards with their
 checksums), `rows.jsonl` (for image files: their names) and the shards: `mean-00000.npy`, ...

@@ -109,6 +109,8 @@ class JobFolder:
         self.rows = 0
         self.lost: list[str] = []
         path.mkdir(parents=True, exist_ok=True)
+        if not (path / _LOCK).exists():
+            self._read_manifest()  # leaves no lock in a folder that it refuses
         self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._take_lock()

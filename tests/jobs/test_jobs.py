@@ -416,6 +416,7 @@ class TestRefusals:
         (tmp_path / "j" / "thesis.tex").write_text("mine")
         with pytest.raises(jobs.JobError, match=r"got a folder with thesis\.tex"):
             jobs.sample(client, 5, tmp_path / "j")
+        assert contents(tmp_path / "j") == {"thesis.tex": b"mine"}
 
     @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
     def test_a_malformed_manifest_is_refused(self, client, tmp_path, content):
