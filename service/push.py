@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from bundle import MANIFEST, BundleError, open_bundle, parse_manifest, verify_bundle
@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="latentserve push",
         description="Upload a bundle to a folder of models in a store. Its manifest is uploaded "
         "last: servers see the whole version or none. The same command completes an upload that "
-        "was interrupted. A version that is there is never changed.",
+        "was interrupted. Of a version that is there nothing changes but its signature, its card "
+        "and its pictures.",
         epilog="example:\n  latentserve push models/mnist/2 s3://bucket/models",
         formatter_class=HelpFormatter,
     )
@@ -110,7 +111,7 @@ def push(bundle: Path, store: Store, *, trust: Sequence[Path] = (), take_over: b
         raise Refused(f"{bundle / MANIFEST}: changed just now")
     where, claim = store.where(folder), f"{folder}/{_CLAIM}"
     if _is_there(store, folder, manifest):
-        return _completed(store, folder, bundle)
+        return _completed(store, folder, bundle, digests)
     exclusive = store.creates_once()
     _claim(store, claim, _digest(manifest).encode(), exclusive=exclusive, take_over=take_over)
     try:
@@ -120,7 +121,7 @@ def push(bundle: Path, store: Store, *, trust: Sequence[Path] = (), take_over: b
         store.delete(claim)
         raise
     if there:
-        return _completed(store, folder, bundle)
+        return _completed(store, folder, bundle, digests)
     uploaded = left = 0
     for path in _files(bundle):
         content = path.read_bytes()
@@ -139,17 +140,33 @@ def push(bundle: Path, store: Store, *, trust: Sequence[Path] = (), take_over: b
     return f"{where}: uploaded {uploaded + 1} files" + (f", {left} were there" if left else "")
 
 
-def _completed(store: Store, folder: str, bundle: Path) -> str:
-    """Adds what a version that is there has not yet, such as a signature that was made later."""
+def _completed(store: Store, folder: str, bundle: Path, fixed: Container[str]) -> str:
+    """Adds what a version that is there has not yet, and replaces what may change.
+
+    Args:
+        store: The folder of models.
+        folder: That of the version.
+        bundle: The bundle.
+        fixed: Names of the files whose checksums the manifest has. The others, such as the
+            signature and the card, may be made anew.
+
+    Returns:
+        A line that says what was done.
+    """
     store.delete(f"{folder}/{_CLAIM}")  # of a push that was killed just before its end
     there = {entry.name for entry in store.entries(folder)}
-    added = []
+    done: dict[str, list[str]] = {"added": [], "replaced": []}
     for path in _files(bundle):
-        if f"{folder}/{path.name}" not in there:
-            store.put(f"{folder}/{path.name}", path)
-            added.append(path.name)
-    text = f"{store.where(folder)}: is there already"
-    return f"{text}; added {', '.join(added)}" if added else text
+        name = f"{folder}/{path.name}"
+        if name in there and path.name in fixed:
+            continue
+        content = path.read_bytes()
+        if name not in there or not _has(store, name, content):
+            store.put(name, content)
+            done["replaced" if name in there else "added"].append(path.name)
+    parts = [f"{store.where(folder)}: is there already"]
+    parts += [f"{verb} {', '.join(names)}" for verb, names in done.items() if names]
+    return "; ".join(parts)
 
 
 def _digest(content: bytes) -> str:

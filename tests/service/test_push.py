@@ -47,12 +47,43 @@ def test_a_bundle_is_uploaded_with_its_card(bundle, url):
 def test_a_signature_that_was_made_later_is_added(bundle, url):
     push(bundle, Store(url))
     (bundle / "model.sig").write_text("signed")
-    (bundle / "README.md").write_text("# Another card\n")
     done = run_cli("push", bundle, url)
     assert done.stdout == f"{url}/one/1: is there already; added model.sig\n"
-    found = contents(Store(url))
-    assert found["one/1/model.sig"] == b"signed"
-    assert found["one/1/README.md"] == b"# One\n"
+    assert contents(Store(url))["one/1/model.sig"] == b"signed"
+
+
+def test_another_signature_card_or_picture_replaces_the_one_that_is_there(bundle, url):
+    (bundle / "model.sig").write_text("signed with the old key")
+    push(bundle, Store(url))
+    (bundle / "model.sig").write_text("signed with the new key")
+    done = run_cli("push", bundle, url)
+    assert done.stdout == f"{url}/one/1: is there already; replaced model.sig\n"
+    (bundle / "README.md").write_text("# Two\n")  # of the size it had
+    (bundle / "samples.png").write_bytes(b"another picture")
+    (bundle / "more.png").write_bytes(b"picture")
+    done = run_cli("push", bundle, url)
+    assert done.stdout == (
+        f"{url}/one/1: is there already; added more.png; replaced README.md, samples.png\n"
+    )
+    assert contents(Store(url)) == {
+        f"one/1/{path.name}": path.read_bytes() for path in bundle.iterdir()
+    }
+    done = run_cli("push", bundle, url)
+    assert done.stdout == f"{url}/one/1: is there already\n"
+
+
+def test_keys_are_rotated_in_a_store(url, tmp_path):
+    """As docs/signing.md says."""
+    old, new = write_keys(tmp_path, "old"), write_keys(tmp_path, "new")
+    version = write_tiny(tmp_path / "local" / "one", seed=1, key=old.private)
+    push(version, Store(url), trust=[old.public])
+    assert run_cli("sign", version, "--key", new.private).returncode == 0
+    assert run_cli("push", version, url, "--trust", new.public).returncode == 0
+    copy = tmp_path / "copy" / "one" / "1"
+    copy.mkdir(parents=True)
+    for name, content in contents(Store(url)).items():
+        (copy / name.rpartition("/")[2]).write_bytes(content)
+    assert run_cli("verify", copy, "--trust", new.public).returncode == 0
 
 
 def test_only_what_a_trusted_key_has_signed_is_uploaded(url, tmp_path):
