@@ -217,7 +217,7 @@ class Mirror:
             key = (self._record / pointer).read_text()
             folder = self._cache.bundle(key) / name / str(version)
             raw = (folder / MANIFEST).read_bytes()
-        except OSError:
+        except (OSError, ValueError):  # the record may be damaged
             raise BundleError(
                 f"{self.where}/{name}/{version}: the store cannot be reached, and the cache "
                 f"{self._cache.folder} does not have it"
@@ -283,13 +283,14 @@ class Mirror:
 
     def _write_record(self, name: str, text: str) -> None:
         """Notes something for a start without the store; serving does not depend on it."""
-        path = self._record / name
+        path, content = self._record / name, text.encode()
         try:
-            if path.exists() and path.read_text() == text:
+            # As bytes: what is there may be damaged, and is replaced then.
+            if path.exists() and path.read_bytes() == content:
                 return
             self._record.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{name}.{secrets.token_hex(6)}")
-            temporary.write_text(text)
+            temporary.write_bytes(content)
             temporary.replace(path)
         except OSError as error:
             _log.warning("cache %s: %s", self._cache.folder, reason(error))

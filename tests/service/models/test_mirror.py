@@ -1,6 +1,5 @@
 """Models of a store, and their copies in a cache; in this process, on a store of local files."""
 
-import json
 import logging
 import multiprocessing
 import random
@@ -414,12 +413,29 @@ def test_a_record_that_is_damaged_is_no_listing(home, monkeypatch):
     home.push(seed=1)
     home.repository().models()
     (record,) = home.cache.glob("stores/*/listing.json")
-    for content in ("", "[]", json.dumps({"entries": [["a"]], "pins": {}})):
-        record.write_text(content)
+    for content in (b"", b"[]", b"\xff\x80", b'{"entries": [["a"]], "pins": {}}'):
+        record.write_bytes(content)
         with monkeypatch.context() as patch:
             patch.setattr(Store, "entries", broken)
             with pytest.raises(StartError, match="Connection refused"):
                 home.repository().models()
+
+
+@pytest.mark.parametrize("content", [b"\xff\x80", b"\0" * 64])
+def test_damaged_records_are_written_again_while_the_store_is_there(home, monkeypatch, content):
+    """Whatever a power cut has made of them."""
+    home.push(seed=1)
+    home.repository().models()
+    records = {path: path.read_bytes() for path in home.cache.glob("stores/*/*")}
+    assert len(records) == 2
+    for record in records:
+        record.write_bytes(content)
+    assert served(home.repository().models()) == ["one/1"]
+    assert {path: path.read_bytes() for path in records} == records
+    pointer = next(path for path in records if path.name != "listing.json")
+    pointer.write_bytes(content)
+    monkeypatch.setattr(Store, "entries", broken)
+    assert "does not have it" in str(home.repository().models().refused)
 
 
 def test_a_half_upload_is_never_taken(home):
