@@ -1,11 +1,24 @@
 """`latentserve sign` and `latentserve verify`: signatures of bundles that are there."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bundle import SIGNATURE, BundleError, check_private_key, check_public_keys, sign, verify
+from bundle import (
+    SIGNATURE,
+    Bundle,
+    BundleError,
+    check_private_key,
+    check_public_keys,
+    is_name,
+    open_bundle,
+    read_bundle,
+    sign,
+    verify_bundle,
+    version_of,
+)
 from latentserve._cli.common import HelpFormatter
 
 
@@ -43,7 +56,7 @@ def main_verify(arguments: Sequence[str]) -> int:
     """
     parser = _parser(
         "verify",
-        "Verify the checksums and the signatures of bundles, as a server with --trust does.",
+        "Verify the checksums, the signatures and the names of bundles, as a server\nwith --trust does.",
         "example:\n  latentserve verify models/mnist/2 --trust signing.pub.pem",
     )
     parser.add_argument(
@@ -57,9 +70,23 @@ def main_verify(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     def verified(folder: Path) -> str:
-        return f"{folder}: signed by {verify(folder, options.trust)}"
+        bundle = _opened(folder)
+        key = verify_bundle(bundle, options.trust)
+        return f"{folder}: {bundle.manifest.name}/{bundle.manifest.version}, signed by {key}"
 
     return _each("verify", options.folders, lambda: check_public_keys(options.trust), verified)
+
+
+def _opened(folder: Path) -> Bundle:
+    """Reads a bundle, whose folders have to be named as servers want them if they may be such.
+
+    Raises:
+        BundleError: It is damaged, or the folders NAME/VERSION have other names than it.
+    """
+    named = Path(os.path.abspath(folder))  # noqa: PTH100 - unlike `resolve`, follows no link
+    if is_name(named.parent.name) and version_of(named.name) is not None:
+        return open_bundle(folder)
+    return read_bundle(folder)  # one that is served alone, under any name
 
 
 def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The commands `sign` and `verify`, `export --sign` and `import --sign`."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_bundles_are_signed_and_verified_with_keys_of_openssl(tmp_path):
     ]
     done = run_cli("verify", *folders, "--trust", public)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [f"{folder}: signed by {public}" for folder in folders]
+    assert done.stdout.splitlines() == [
+        f"{folder}: one/{version}, signed by {public}" for version, folder in enumerate(folders, 1)
+    ]
 
 
 def test_one_that_fails_does_not_hide_the_others(tmp_path):
@@ -42,7 +45,7 @@ def test_one_that_fails_does_not_hide_the_others(tmp_path):
     (folders[1] / SIGNATURE).unlink()
     done = run_cli("verify", *folders, "--trust", key.public)
     assert done.returncode == 1
-    assert done.stdout == f"{folders[2]}: signed by {key.public}\n"
+    assert done.stdout == f"{folders[2]}: one/3, signed by {key.public}\n"
     damaged, unsigned = done.stderr.splitlines()
     assert damaged.startswith(f"latentserve verify: {folders[0]}/golden.npz: SHA-256 ")
     assert unsigned == (
@@ -51,6 +54,30 @@ def test_one_that_fails_does_not_hide_the_others(tmp_path):
     done = run_cli("sign", folders[0], folders[1], "--key", key.private)
     assert done.returncode == 1
     assert done.stdout == f"{folders[1]}/model.sig: signs {COVERED}\n"
+
+
+@pytest.mark.parametrize("other", ["one/7", "two/1"])
+def test_one_under_the_name_of_another_version_or_model_fails(tmp_path, other):
+    """No server serves it there, whoever has signed it."""
+    key = write_keys(tmp_path, "key")
+    signed = write_tiny(tmp_path / "one", key=key.private)
+    copy = tmp_path / "models" / other
+    shutil.copytree(signed, copy)
+    done = run_cli("verify", copy, "--trust", key.public)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"latentserve verify: {copy}: the manifest says one/1, wanted the names of the two folders "
+        "it is in\n"
+    )
+
+
+def test_a_folder_whose_name_is_no_version_is_verified(tmp_path):
+    """As it is served, alone."""
+    key = write_keys(tmp_path, "key")
+    alone = write_tiny(tmp_path / "one", key=key.private).rename(tmp_path / "mounted")
+    done = run_cli("verify", alone, "--trust", key.public)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{alone}: one/1, signed by {key.public}\n"
 
 
 @pytest.mark.parametrize(
