@@ -56,7 +56,8 @@ def main_verify(arguments: Sequence[str]) -> int:
     """
     parser = _parser(
         "verify",
-        "Verify the checksums, the signatures and the names of bundles, as a server\nwith --trust does.",
+        "Verify the checksums, the signatures and the names of bundles, as a server\n"
+        "with --trust does.",
         "example:\n  latentserve verify models/mnist/2 --trust signing.pub.pem",
     )
     parser.add_argument(

@@ -18,7 +18,7 @@ from latentserve._cli.common import (
 )
 from latentserve._cli.connection import add_model
 from latentserve._cli.generate import add_sampling
-from latentserve._cli.labels import add_label, index_of
+from latentserve._cli.labels import add_label, job_label
 
 if TYPE_CHECKING:
     from latentserve.client import Client
@@ -213,15 +213,16 @@ def _add_labels(parser: argparse.ArgumentParser, more: str) -> None:
     )
 
 
-def _labels_of(options: argparse.Namespace, client: "Client") -> Any:
-    """Returns the argument `labels` of jobs."""
-    label = index_of(options.label, "--label", options, client)
+def _labels_of(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> Any:
+    """Returns the argument `labels` of jobs; `common` as of `job_label`."""
+    label = job_label(options, client, common)
     return options.labels if label is None else label
 
 
 def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
     from latentserve import jobs
 
+    labels = _labels_of(options, client, common)
     return jobs.encode(
         client,
         options.source,
@@ -233,7 +234,7 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
         bucket=options.bucket,
         scaled=options.scaled,
         latent_dtype=options.latent_dtype,
-        labels=_labels_of(options, client),
+        labels=labels,
         **common,
     )
 
@@ -241,13 +242,14 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
 def _decode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
     from latentserve import jobs
 
+    labels = _labels_of(options, client, common)
     return jobs.decode(
         client,
         options.source,
         options.to,
         dtype=options.dtype,
         scaled=options.scaled,
-        labels=_labels_of(options, client),
+        labels=labels,
         **common,
     )
 
@@ -255,13 +257,14 @@ def _decode(options: argparse.Namespace, client: "Client", common: dict[str, Any
 def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
     from latentserve import jobs
 
+    label = job_label(options, client, common)
     return jobs.sample(
         client,
         options.count,
         options.to,
         seed=options.seed,
         offset=options.offset,
-        label=index_of(options.label, "--label", options, client),
+        label=label,
         temperature=options.temperature,
         truncation=options.truncation,
         dtype=options.dtype,

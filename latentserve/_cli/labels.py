@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from latentserve._cli.failures import Failure, printable
 
 if TYPE_CHECKING:
-    from latentserve.client import Client, ModelInfo
+    from latentserve.client import Client
 
 
 def add_label(parser: Any, what: str) -> None:
@@ -81,6 +81,40 @@ def index_of(
     return None if text is None else _indexes([text], option, options, client)[0]
 
 
+def job_label(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> int | None:
+    """Returns the index of the class `--label` of a job; None without it.
+
+    A name is one of the model that the job began with, if there is a job in the folder. The server
+    is asked only if neither the job nor the name itself says which it is.
+
+    Args:
+        options: Parsed options, with the model and the job's folder.
+        client: Client of the server.
+        common: Arguments of the job. With a name, the model of this name is set in it: by that of
+            another model the number would be another class.
+
+    Raises:
+        Failure: The model has no such class.
+        JobError, SourceError, OSError: The folder's job cannot be read.
+    """
+    text = options.label
+    if text is None or _is_index(text):
+        return None if text is None else int(text)
+    from latentserve._jobs.manifest import stored_model
+    from latentserve._jobs.places import place_of
+
+    name, version = options.model, options.model_version
+    stored = stored_model(place_of(options.to))
+    labels = None
+    if stored and name in ("", stored.name) and version in (0, stored.version):
+        name, version, labels = stored.name, stored.version, stored.labels
+    if labels is None:
+        model = client.model(name, version=version)
+        name, version, labels = model.name, model.version, model.labels
+    common.update(model=name, version=version)
+    return _index(text, "--label", name, labels)
+
+
 def classes_of(text: str | None, option: str, options: argparse.Namespace, client: "Client") -> Any:
     """Returns the indexes of classes: a list, or an array of a file; None for None.
 
@@ -103,25 +137,29 @@ def classes_of(text: str | None, option: str, options: argparse.Namespace, clien
 def _indexes(
     texts: Sequence[str], option: str, options: argparse.Namespace, client: "Client"
 ) -> list[int]:
-    if all(text.isdecimal() and len(text) < 10 for text in texts):
+    if all(map(_is_index, texts)):
         return [int(text) for text in texts]
     model = client.model(options.model, version=options.model_version)
-    return [_index(text, option, model) for text in texts]
+    return [_index(text, option, model.name, model.labels) for text in texts]
 
 
-def _index(text: str, option: str, model: "ModelInfo") -> int:
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
+def _index(text: str, option: str, model: str, labels: Sequence[str]) -> int:
     """The index of a class: a whole number is one itself, and anything else is a name."""
-    if text.isdecimal() and len(text) < 10:
+    if _is_index(text):
         return int(text)
-    if text in model.labels:
-        return model.labels.index(text)
-    wanted = ", ".join(model.labels)
+    if text in labels:
+        return labels.index(text)
+    wanted = ", ".join(labels)
     if not wanted:
-        raise Failure(f"{option}: got {printable(text)}, but {model.name} has no labels")
+        raise Failure(f"{option}: got {printable(text)}, but {model} has no labels")
     if len(wanted) > 100:
         wanted = f"{wanted[:97]}..."
     raise Failure(
-        f"{option}: got {printable(text)}, wanted an index below {len(model.labels)} or a name of "
+        f"{option}: got {printable(text)}, wanted an index below {len(labels)} or a name of "
         f"{printable(wanted)}"
     )
 

@@ -1,11 +1,14 @@
 """The manifest of a dataset job, and how a job differs from the one that a folder holds."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from latentserve._client.values import ModelInfo
+from latentserve._jobs.folder import MANIFEST, parsed_manifest
 from latentserve._jobs.labels import FOLDERS
 from latentserve._jobs.layout import Group, description
+from latentserve._jobs.places import Place
 from latentserve._jobs.tasks import Task
 
 # Version of the manifest's schema; a job of another version is not resumed.
@@ -70,12 +73,51 @@ def manifest_of(
         model: The model.
         groups: The rows of each size.
     """
+    identity = identity_of(model, task)
+    if any(isinstance(task.settings.get(name), int) for name in ("label", "labels")):
+        # By these the commands understand the name of a class, without a server. Not compared.
+        identity["labels"] = list(model.labels)
     return {
         **wanted,
         "seed": seed,
-        "model": identity_of(model, task),
+        "model": identity,
         **description(groups),
     }
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """The model of a job that is there.
+
+    Attributes:
+        name: Its name.
+        version: Its version.
+        labels: Names of its classes; None if the job does not have them.
+    """
+
+    name: str
+    version: int
+    labels: tuple[str, ...] | None
+
+
+def stored_model(folder: Place) -> StoredModel | None:
+    """Returns the model of the job in a folder; None if there is no job that says it.
+
+    Raises:
+        JobError: The job's manifest is damaged.
+        OSError: It cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = parsed_manifest(path.read_bytes(), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    match manifest.get("model"):
+        case {"name": str(name), "version": int(version), "labels": list(labels)}:
+            return StoredModel(name, version, tuple(map(str, labels)))
+        case {"name": str(name), "version": int(version)}:
+            return StoredModel(name, version, None)
+    return None
 
 
 def job_differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
