@@ -112,7 +112,7 @@ def _dimensions(model: "ModelInfo", images: "Images", resize: bool | tuple[int, 
             height, width = resize
         elif isinstance(images.values, list) or resize:
             return None
-        else:
+        elif images.values.ndim >= 3:  # rows [C*H*W] are images of the model's own size
             height, width = images.values.shape[-2:]
     return channels * height * width
 

@@ -125,6 +125,17 @@ def test_images_are_resized_to_a_size(run, photo, tmp_path):
         assert f"argument --size: got {wrong}, wanted HEIGHTxWIDTH in pixels" in done.stderr
 
 
+def test_bits_per_dimension_of_flat_rows_are_those_of_images(run, client, tmp_path):
+    shape = client.model("photos").image_shape
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "flat.npy", images.reshape(5, -1))
+    said = succeeded(run("score", tmp_path / "images.npy", "--json"))
+    assert succeeded(run("score", tmp_path / "flat.npy", "--json")) == said
+    row = json.loads(said.splitlines()[0])
+    assert row["bits_per_dimension"] == pytest.approx(row["elbo"] / np.prod(shape) / np.log(2))
+
+
 def test_samples_and_paths_have_the_size_that_is_asked_for(run, client, tmp_path):
     path, latents = tmp_path / "samples.npy", tmp_path / "z.npz"
     succeeded(run("sample", "-n", "3", "--seed", "7", "--size", "32x48", "-o", path))
