@@ -167,6 +167,9 @@ def _verifier(key: Path) -> verifying.Config:
 
 @contextlib.contextmanager
 def _usable(key: Path, wanted: str) -> Iterator[None]:
+    if key.is_fifo() or key.is_char_device():
+        # Keys are read again for each bundle, and to be checked before the first.
+        raise SignatureError(f"{key}: got a pipe or a device, wanted a regular file of {wanted}")
     try:
         yield
     except OSError as error:

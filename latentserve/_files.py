@@ -1,4 +1,4 @@
-"""Atomic, durable writes of files and folders, and the texts of their errors."""
+"""Atomic, durable writes of files and folders, kinds of files, and the texts of their errors."""
 
 import contextlib
 import os
@@ -63,6 +63,11 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_read_once(path: Path) -> bool:
+    """Whether a path is a pipe or a device, whose content is gone once it has been read."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def reason(error: OSError) -> str:

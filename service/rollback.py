@@ -13,7 +13,7 @@ from latentserve._cli.arguments import positive
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.connection import add_connection, connect
 from latentserve._cli.failures import Failure, Usage
-from latentserve._store import MissingStore, StoreError
+from latentserve._store import MissingStore
 from latentserve._urls import is_url
 from latentserve.errors import LatentserveError
 from service.models.sources import Folder, Source
@@ -30,17 +30,18 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        with _source(options.models) as source:
-            _pin(source, _model(source, options.name), options.to, undo=options.undo)
-        if not options.reload:
-            print("servers notice at a reload (SIGHUP or `latentserve reload`) or a restart")
-            return 0
-        with connect(options) as client:
+        # Made before the pin, since a file of the connection may be unusable.
+        with connect(options) if options.reload else contextlib.nullcontext() as client:
+            with _source(options.models) as source:
+                _pin(source, _model(source, options.name), options.to, undo=options.undo)
+            if client is None:
+                print("servers notice at a reload (SIGHUP or `latentserve reload`) or a restart")
+                return 0
             done = client.reload()
     except Usage as error:
         print(f"latentserve rollback: {error}", file=sys.stderr)
         return 2
-    except (BundleError, Failure, LatentserveError, MissingStore, StoreError) as error:
+    except (BundleError, Failure, LatentserveError, MissingStore, OSError, ValueError) as error:
         print(f"latentserve rollback: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     served = (f"{model.name}/{model.version}" for model in done.serving)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.arguments import positive_number, version
 from latentserve._cli.failures import Failure, Usage
-from latentserve._files import reason
+from latentserve._files import is_read_once, reason
 
 if TYPE_CHECKING:
     from latentserve.client import Client, Tls
@@ -115,10 +115,18 @@ def job_connection(options: argparse.Namespace, patience: float) -> "Connection"
     """Returns what the workers of a job connect by, from the options of the connection.
 
     Raises:
-        Usage, Failure: As from `connect`.
+        Usage: As from `connect`.
+        Failure: As from `connect`; or one of the files can be read only once.
     """
     from latentserve.jobs import Connection
 
+    for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
+        path: Path | None = getattr(options, name)
+        if path is not None and is_read_once(path):
+            raise Failure(
+                f"--{name.replace('_', '-')}: {path}: got a pipe or a device, wanted a regular "
+                "file, since each worker reads it"
+            )
     connection(options)  # reports unusable files
     return Connection(
         options.server,
@@ -145,12 +153,11 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
     if token_file is None:
         return arguments
 
-    def token() -> str:
-        # Read again for each call: tokens may be rotated while a job runs.
-        return _token(token_file)
-
-    token()  # reports an unusable file before the first call
-    return arguments | {"token": token}
+    first = _token(token_file)  # reports an unusable file before the first call
+    if is_read_once(token_file):  # such as the shell's <(...)
+        return arguments | {"token": first}
+    # Read again for each call: tokens may be rotated while a job runs.
+    return arguments | {"token": lambda: _token(token_file)}
 
 
 def _tls(options: argparse.Namespace) -> "Tls | None":
@@ -181,13 +188,12 @@ def _pem(option: str, path: Path | None) -> bytes | None:
 
 
 def _token(path: Path) -> str:
+    from latentserve._client.options import token_in
+
     try:
-        lines = _read("--token-file", path).decode("ascii").split()
-    except UnicodeDecodeError as error:
-        raise Failure(f"--token-file: {path}: got non-ASCII characters, wanted a token") from error
-    if not lines:
-        raise Failure(f"--token-file: {path}: got an empty file, wanted a token")
-    return lines[0]
+        return token_in(_read("--token-file", path))
+    except ValueError as error:
+        raise Failure(f"--token-file: {path}: {error}") from error
 
 
 def _read(option: str, path: Path) -> bytes:

@@ -166,6 +166,23 @@ def rpcs_of(channel: Any) -> dict[str, Any]:
     return {**vars(latent), **vars(admin), "Check": health}
 
 
+def token_in(content: bytes) -> str:
+    """Returns the token that a file holds: its first word.
+
+    Raises:
+        ValueError: There is none, or it cannot be sent in a header.
+    """
+    try:
+        words = content.decode("ascii").split()
+    except UnicodeDecodeError as error:
+        raise ValueError("got non-ASCII characters, wanted a token") from error
+    if not words:
+        raise ValueError("got an empty file, wanted a token")
+    if not words[0].isprintable():
+        raise ValueError("got unprintable characters, wanted a token")
+    return words[0]
+
+
 def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
     """Returns the metadata of a call, which holds its bearer token.
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentserve._files import reason
+from latentserve._client.options import token_in
+from latentserve._files import is_read_once, reason
 from latentserve.client import Client, Retry, Tls
 
 
@@ -42,16 +43,24 @@ class Connection:
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: The token file has no token, or only one of certificate and key is given.
+            ValueError: The token file has no token, a file can be read only once, or only one of
+                certificate and key is given.
         """
+        files = self._files()
+        for name, path in files.items():
+            if path is not None and is_read_once(path):
+                raise ValueError(
+                    f"{name}: {path}: got a pipe or a device, wanted a regular file, which is read "
+                    "again"
+                )
         if self.token_file is not None:
             self._token()  # reports an unusable file before the first call
         tls = None
         if self.tls or self.tls_name or self.tls_ca or self.tls_cert or self.tls_key:
             tls = Tls(
-                ca=_path(self.tls_ca),
-                certificate=_path(self.tls_cert),
-                key=_path(self.tls_key),
+                ca=files["tls_ca"],
+                certificate=files["tls_cert"],
+                key=files["tls_key"],
                 server_name=self.tls_name,
             )
         return Client(
@@ -65,25 +74,18 @@ class Connection:
     def _token(self) -> str:
         assert self.token_file is not None
         try:
-            words = Path(self.token_file).read_bytes().decode("ascii").split()
+            return token_in(Path(self.token_file).read_bytes())
         except OSError as error:
             raise ValueError(f"token_file: {self.token_file}: {reason(error)}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"token_file: {self.token_file}: got non-ASCII characters, wanted a token"
-            ) from error
-        if not words:
-            raise ValueError(f"token_file: {self.token_file}: got an empty file, wanted a token")
-        return words[0]
+        except ValueError as error:
+            raise ValueError(f"token_file: {self.token_file}: {error}") from error
+
+    def _files(self) -> dict[str, Path | None]:
+        """The files, by the names of their attributes."""
+        names = ("tls_ca", "tls_cert", "tls_key", "token_file")
+        given = {name: getattr(self, name) for name in names}
+        return {name: None if path is None else Path(path) for name, path in given.items()}
 
     def __getstate__(self) -> dict[str, object]:
-        paths = ("tls_ca", "tls_cert", "tls_key", "token_file")
-        given = {name: getattr(self, name) for name in paths}
-        return {
-            **vars(self),
-            **{name: path and Path(path).absolute() for name, path in given.items()},
-        }
-
-
-def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
+        absolute = {name: path and path.absolute() for name, path in self._files().items()}
+        return {**vars(self), **absolute}

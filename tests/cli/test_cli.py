@@ -93,6 +93,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
         (("info", "--server", "bad host:1", "--timeout", "2"), "bad host:1 cannot be reached"),
         (("info", "--token-file", "/dev/null"), "--token-file: /dev/null: got an empty file"),
         (("info", "--token-file", "nowhere"), "--token-file: nowhere: No such file"),
+        (("info", "--token-file", "control"), "--token-file: control: got unprintable characters"),
         (("traverse", "--axes", "0", "40"), "axes"),
         (("traverse", "--middle", "nowhere.png"), "nowhere.png: No such file or directory"),
         (("interpolate", "nowhere.npy"), "nowhere.npy: No such file or directory"),
@@ -102,6 +103,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     ],
 )
 def test_a_failure_is_one_clear_line_and_status_1(server_env, tmp_path, arguments, text):
+    (tmp_path / "control").write_bytes(b"open\x01sesame")
     done = run_cli(*arguments, env=server_env, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert text in done.stderr

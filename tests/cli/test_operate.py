@@ -1,5 +1,6 @@
 """The commands `info`, `check` and `reload`, and the options of the connection."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -101,6 +102,18 @@ def test_what_kubernetes_injects_is_no_port_of_the_default_server():
     assert "(default: localhost:50051)" in " ".join(done.stdout.split())
 
 
+@contextlib.contextmanager
+def piped(file):
+    """Yields the path of a pipe that holds what a file does."""
+    reading, writing = os.pipe()
+    os.write(writing, file.read_bytes())
+    os.close(writing)
+    try:
+        yield f"/dev/fd/{reading}"
+    finally:
+        os.close(reading)
+
+
 def test_certificates_and_token_reach_a_server_that_requires_them(tmp_path):
     write_tiny(tmp_path / "models" / "tiny")
     authority = trustme.CA()
@@ -137,6 +150,10 @@ def test_certificates_and_token_reach_a_server_that_requires_them(tmp_path):
             for option, value in given.items()
         }
         assert info({}, env=variables).returncode == 0
+        with piped(tmp_path / "token") as token, piped(tmp_path / "caller.key") as key:
+            # What the shell makes of <(...).
+            done = info({**given, "--token-file": token, "--tls-key": key})
+            assert (done.returncode, done.stderr) == (0, "")
         without = [
             {option: value for option, value in given.items() if option not in left_out}
             for left_out in (

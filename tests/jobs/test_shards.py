@@ -261,12 +261,24 @@ class TestConnection:
         assert there.tls_ca is None
 
     @pytest.mark.parametrize(
-        ("content", "text"), [(b"", "an empty file"), (b"\xff", "non-ASCII characters")]
+        ("content", "text"),
+        [
+            (b"", "an empty file"),
+            (b"\xff", "non-ASCII characters"),
+            (b"open\x01sesame", "unprintable characters"),
+        ],
     )
     def test_an_unusable_token_file_is_named(self, tmp_path, content, text):
         (tmp_path / "token").write_bytes(content)
         with pytest.raises(ValueError, match=f"token_file: .*token: got {text}"):
             jobs.Connection(token_file=tmp_path / "token").client()
+
+    @pytest.mark.parametrize("name", ["token_file", "tls_ca", "tls_cert", "tls_key"])
+    def test_a_pipe_which_can_be_read_only_once_is_refused(self, tmp_path, name):
+        os.mkfifo(tmp_path / "pipe")
+        wanted = f"{name}: {tmp_path}/pipe: got a pipe or a device, wanted a regular file"
+        with pytest.raises(ValueError, match=wanted):
+            jobs.Connection(**{name: tmp_path / "pipe"}).client()
 
     def test_a_missing_token_file_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"token_file: .*token: No such file"):

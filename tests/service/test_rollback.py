@@ -66,6 +66,16 @@ def test_a_rollback_that_fails_is_one_line_and_pins_nothing(folder, arguments, t
     assert read_pin(folder / "one") is None
 
 
+@pytest.mark.parametrize("content", [b"", b"open\x01sesame", b"\xff"])
+def test_a_connection_that_cannot_be_made_is_noticed_before_the_pin(folder, tmp_path, content):
+    (tmp_path / "token").write_bytes(content)
+    done = rollback(folder, "--reload", "--token-file", tmp_path / "token")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"latentserve rollback: --token-file: {tmp_path}/token: got ")
+    assert len(done.stderr.splitlines()) == 1
+    assert read_pin(folder / "one") is None
+
+
 def test_an_unknown_model_is_named(folder):
     done = run_cli("rollback", "six", "--models", folder)
     assert done.stderr == f"latentserve rollback: {folder}: no model 'six', wanted one of one\n"

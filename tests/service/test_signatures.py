@@ -1,6 +1,7 @@
 """The commands `sign` and `verify`, `export --sign` and `import --sign`."""
 
 import shutil
+import os
 import subprocess
 from pathlib import Path
 
@@ -78,6 +79,20 @@ def test_a_folder_whose_name_is_no_version_is_verified(tmp_path):
     done = run_cli("verify", alone, "--trust", key.public)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{alone}: one/1, signed by {key.public}\n"
+
+
+def test_a_key_in_a_pipe_is_refused(tmp_path):
+    """It is read for each bundle, and to be checked before the first."""
+    version = write_tiny(tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe")
+    for command, option in (("sign", "--key"), ("verify", "--trust")):
+        done = run_cli(command, version, option, tmp_path / "pipe")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(
+            f"latentserve {command}: {tmp_path}/pipe: got a pipe or a device, wanted a regular "
+            "file of a "
+        )
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
