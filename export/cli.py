@@ -15,13 +15,14 @@ from export.export import export
 from export.reissue import reissue
 from export.variants import PRECISIONS
 from export.weights import WEIGHTS
-from latentserve._cli.arguments import local_folder, positive, uint64
+from latentserve._cli.arguments import local_folder, uint64, whole
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 from latentserve._urls import is_url, without_secrets
 from training.errors import TrainingError
 from training.run_copy import run_here
 
+_positive = whole(1, 2**31 - 1)
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)
 
 
@@ -161,7 +162,7 @@ def main_evaluate(arguments: list[str]) -> int:
 def _add_measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws",
-        type=positive,
+        type=_positive,
         default=1,
         metavar="N",
         help="draws of z per image for the ELBO (default: 1)",
@@ -183,7 +184,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--importance-images",
-        type=positive,
+        type=_positive,
         default=1000,
         metavar="N",
         help="test images for the NLL, evenly spaced (default: 1000)",
@@ -262,7 +263,7 @@ def _print(what: str, figures: Figures) -> None:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    return 0 if text == "0" else _positive(text)
 
 
 def _samples(text: str) -> int:

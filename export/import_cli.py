@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.imported_graphs import check_shapes
 from export.sources.detect import KINDS, source_module
 from export.sources.imported import Imported, ImportOptions
-from latentserve._cli.arguments import local_folder, number, positive, positive_number, size
+from latentserve._cli.arguments import local_folder, number, positive_number, size, whole
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 
@@ -163,7 +163,7 @@ def _check_free(model: Path, new_version: bool) -> None:
 def _size(text: str) -> tuple[int, int] | str:
     if text == "any":
         return text
-    return size(text) if "x" in text else (positive(text),) * 2
+    return size(text) if "x" in text else (whole(1, 10**9 - 1)(text),) * 2
 
 
 def _plan(imported: Imported, model: Path) -> str:

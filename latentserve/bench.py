@@ -14,6 +14,7 @@ built before the measurement; each answer is compared with the first one to the 
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -34,6 +35,8 @@ _SEED = 1
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 # Maximum number of calls in flight in an open loop; more would only pile up in this process.
 _MAX_IN_FLIGHT = 1000
+# Time for which an open loop may send calls that were due in time, when all were due.
+_LATE_SECONDS = 1.0
 
 
 class WrongAnswer(LatentserveError):
@@ -48,8 +51,8 @@ class Load:
         rpc: RPC to call.
         rows: Images or latents per call (`sample-stream`: images per stream); if it is a
             tuple, each call picks one of its numbers at random.
-        concurrency: Calls in flight, in a closed loop.
-        rate: Calls per second, in an open loop; 0 for a closed loop.
+        concurrency: Calls in flight, in a closed loop; 1 to 10,000.
+        rate: Calls per second, in an open loop, up to 1,000,000; 0 for a closed loop.
         seconds: Duration of the measurement.
         warmup_seconds: Duration of the warm-up before the measurement.
         dtype: Dtype of the images, in requests and replies: `uint8` or `float32`.
@@ -73,17 +76,19 @@ class Load:
     def __post_init__(self) -> None:
         if self.rpc not in RPCS:
             raise ValueError(f"rpc: got {self.rpc!r}, wanted one of {', '.join(RPCS)}")
-        least = {"concurrency": 1, "rate": 0, "seconds": 0.001, "warmup_seconds": 0}
-        for name, low in least.items():
+        for name, low in {"seconds": 0.001, "warmup_seconds": 0}.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least {low}")
+        for name, low, high in (("concurrency", 1, 10_000), ("rate", 0, 1_000_000)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted {low} to {high}")
         for name in ("concurrency", "version"):
             object.__setattr__(self, name, scalars.whole(getattr(self, name), name))
         # Python's integers, which a report as JSON needs.
         sizes = tuple(scalars.whole(size, "rows") for size in np.atleast_1d(self.rows).tolist())
         object.__setattr__(self, "rows", sizes if np.ndim(self.rows) else sizes[0])
-        if not self.sizes or min(self.sizes) < 1:
-            raise ValueError(f"rows: got {self.rows}, wanted numbers from 1")
+        if not self.sizes or min(self.sizes) < 1 or max(self.sizes) > 2**31 - 1:
+            raise ValueError(f"rows: got {self.rows}, wanted numbers from 1 to 2^31 - 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -101,7 +106,8 @@ class Report:
         rows: Images or latents in these calls.
         seconds: Time from the first call to the last answer.
         failed: Number of failed calls by status code.
-        late: Calls of an open loop that were not sent because too many were in flight.
+        late: Calls of an open loop that were not sent because too many were in flight, or more
+            were due than this process can send.
         latency_ms: Latencies in milliseconds: `p50`, `p90`, `p99`, `p99.9`, `mean` and `max`;
             NaN if no call was answered.
     """
@@ -223,6 +229,9 @@ class _Measurement:
         async with asyncio.TaskGroup() as callers:
             number = 0
             while (due := start + number / self._load.rate) < end:
+                if time.perf_counter() > end + _LATE_SECONDS:
+                    self._late += math.ceil((end - start) * self._load.rate) - number
+                    break
                 number += 1
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 if len(running) >= _MAX_IN_FLIGHT:

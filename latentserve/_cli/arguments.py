@@ -10,12 +10,12 @@ from latentserve._urls import is_url, without_secrets
 
 
 def positive(text: str) -> int:
-    """Parses an integer of at least 1.
+    """Parses an integer from 1 to 2^63 - 1.
 
     Raises:
         argparse.ArgumentTypeError: `text` is not such an integer.
     """
-    return _integer(text, 1, math.inf, "from 1")
+    return _integer(text, 1, 2**63 - 1, "from 1 to 2^63 - 1")
 
 
 def uint64(text: str) -> int:
@@ -102,7 +102,7 @@ def number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"got {text}, wanted a number")
 
 
-def _integer(text: str, low: int, high: float, wanted: str) -> int:
+def _integer(text: str, low: int, high: int, wanted: str) -> int:
     # int() fails on thousands of digits, with an error message that is not ours.
     value = int(text) if text.isdecimal() and len(text) < 100 else -1
     if low <= value <= high:

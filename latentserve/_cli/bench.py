@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import http.client
 import json
 import math
 import urllib.error
@@ -10,10 +11,10 @@ import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import number, positive, positive_number
+from latentserve._cli.arguments import number, positive_number, whole
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connection
-from latentserve._cli.failures import Failure
+from latentserve._cli.failures import Failure, printable
 from latentserve._client import proxy
 from latentserve._files import reason
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Copy of `latentserve.bench.RPCS`: importing it would load NumPy and grpc for `--help`.
 RPCS = ("encode", "decode", "sample", "reconstruct", "score", "sample-stream")
+# Copies of what `latentserve.bench.Load` allows.
+_MOST_CONCURRENCY, _MOST_RATE, _MOST_ROWS = 10_000, 1_000_000, 2**31 - 1
 _CPU_METRIC = "process_cpu_seconds_total"
 
 
@@ -50,11 +53,11 @@ def add(commands: Any) -> None:
         help="rows per call; with several numbers each call picks one at random (default: 1)",
     )
     bench.add_argument(
-        "--concurrency", type=positive, default=1, metavar="N",
+        "--concurrency", type=whole(1, _MOST_CONCURRENCY), default=1, metavar="N",
         help="calls in flight, in a closed loop (default: 1)",
     )  # fmt: skip
     bench.add_argument(
-        "--rate", type=number, default=0.0, metavar="CALLS",
+        "--rate", type=_rate, default=0.0, metavar="CALLS",
         help="calls per second, in an open loop that does not wait for answers "
         "(default: a closed loop)",
     )  # fmt: skip
@@ -130,12 +133,16 @@ def _cpu_seconds(url: str) -> float:
         handlers = [urllib.request.ProxyHandler({})] if local else []
         with urllib.request.build_opener(*handlers).open(url, timeout=10) as reply:
             lines = reply.read().decode().splitlines()
-    except (urllib.error.URLError, ValueError, OSError) as error:
+        values = [float(line.split()[-1]) for line in lines if line.startswith(_CPU_METRIC)]
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it has the reply's socket
         problem = reason(error) if isinstance(error, OSError) else str(error)
-        raise Failure(f"--metrics: {url}: {problem}") from error
-    values = [float(line.split()[-1]) for line in lines if line.startswith(_CPU_METRIC)]
+        raise Failure(f"--metrics: {printable(f'{url}: {problem}')}") from error
     if not values:
-        raise Failure(f"--metrics: {url}: got no {_CPU_METRIC}, wanted the /metrics of the server")
+        raise Failure(
+            f"--metrics: {printable(url)}: got no {_CPU_METRIC}, wanted the /metrics of the server"
+        )
     return sum(values)
 
 
@@ -171,11 +178,21 @@ def _text(load: "Load", report: "Report", figures: dict[str, Any]) -> str:
             f"{figures['server_cpu_us_per_row']:.1f} us a row"
         )
     if report.late:
-        lines.append(f"  not sent   {report.late}, since too many calls were in flight")
+        lines.append(
+            f"  not sent   {report.late}, since too many calls were in flight or due at once"
+        )
     for code, count in sorted(report.failed.items()):
         lines.append(f"  failed     {count} {code}")
     return "\n".join(lines)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(positive(part) for part in text.split(","))
+    parse = whole(1, _MOST_ROWS)
+    return tuple(parse(part) for part in text.split(","))
+
+
+def _rate(text: str) -> float:
+    rate = number(text)
+    if 0 <= rate <= _MOST_RATE:
+        return rate
+    raise argparse.ArgumentTypeError(f"got {text}, wanted 0 to {_MOST_RATE}")

@@ -173,10 +173,10 @@ def add_pictures(
     )
     parser.add_argument(
         "--zoom",
-        type=positive,
+        type=whole(1, 1000),
         metavar="N",
-        help="enlargement factor of the images in the grid (default: 2, or 1 for images of 128 "
-        "pixels and more)",
+        help="enlargement factor of the images in the grid, 1 to 1000 (default: 2, or 1 for images "
+        "of 128 pixels and more)",
     )
     if files:
         parser.add_argument(

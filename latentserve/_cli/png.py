@@ -17,6 +17,8 @@ _GREY, _RGB = 0, 2
 BACKGROUND, PAPER = 48, 255
 #: Width of the lines around and between images, in pixels before the zoom.
 GAP = 2
+# Most pixels of a sheet: more would take several gigabytes, and few programs would open it.
+_MOST_PIXELS = 2**30
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -81,16 +83,21 @@ def grid(
         uint8 [H', W'] for C = 1, or [H', W', 3] for C = 3, as for `encode_png`.
 
     Raises:
-        ValueError: There are no images, or they do not have 1 or 3 channels.
+        ValueError: There are no images, they do not have 1 or 3 channels, or the sheet would have
+            more than 2^30 pixels.
     """
     if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"images: got shape {list(images.shape)}, wanted [N, 1 or 3, H, W]")
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    sheet = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), background, np.uint8
-    )
+    size = rows * (height + gap) + gap, columns * (width + gap) + gap
+    if zoom**2 * math.prod(size) > _MOST_PIXELS:
+        raise ValueError(
+            f"images: got a sheet of {zoom * size[0]} by {zoom * size[1]} pixels, wanted at most "
+            "2^30 in all"
+        )
+    sheet = np.full((*size, channels), background, np.uint8)
     for index, image in enumerate(images):
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)

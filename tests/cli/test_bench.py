@@ -13,6 +13,7 @@ from latentserve.bench import Load, Report, WrongAnswer
 from latentserve.cli import main
 from latentserve.client import AsyncClient, Retry
 from tests.support.clients import awaited
+from tests.support.in_process import run_cli
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
@@ -75,6 +76,19 @@ async def test_open_loop_latency_counts_from_when_a_call_was_due():
     assert report.latency_ms["p50"] > 10
 
 
+async def test_an_open_loop_ends_in_time_whatever_its_rate(monkeypatch):
+    async def call():
+        return np.zeros(1)
+
+    monkeypatch.setattr(bench, "_LATE_SECONDS", 0.1)
+    load = Load(rpc="decode", rate=1e6, seconds=2.0)
+    started = time.perf_counter()
+    report = await bench._Measurement(load, {1: call}, {1: np.zeros(1)}).report("m/1")
+    assert time.perf_counter() - started < 4
+    assert report.late > 0
+    assert report.calls + report.late == 2_000_000
+
+
 async def test_a_different_answer_to_the_same_request_ends_the_measurement():
     async def call():
         return np.ones(1)
@@ -102,12 +116,41 @@ def test_failed_calls_are_counted_by_status_code(tmp_path):
         ({"rows": ()}, "rows: got"),
         ({"concurrency": 0}, "concurrency: got 0"),
         ({"rate": -1.0}, "rate: got -1"),
+        ({"rate": 1e12}, "rate: got 1000000000000.0, wanted 0 to 1000000"),
+        ({"rate": float("inf")}, "rate: got inf"),
+        ({"concurrency": 10**6}, "concurrency: got 1000000, wanted 1 to 10000"),
+        ({"rows": (1, 2**31)}, "rows: got"),
         ({"seconds": float("nan")}, "seconds: got nan"),
     ],
 )
 def test_an_invalid_load_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Load(**changes)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("http://localhost:abc/metrics", "nonnumeric port: 'abc'"),
+        ("http://localhost:1/a b", "URL can't contain control characters"),
+        ("http://localhost:1/\x1b", "URL can't contain control characters"),
+        ("localhost", "unknown url type"),
+        ("http://[", "Invalid IPv6 URL"),
+        ("GRPC", "--metrics: "),
+        (f"data:text/plain,{quote('process_cpu_seconds_total much')}", "could not convert"),
+        ("data:text/plain,x", "got no process_cpu_seconds_total"),
+    ],
+)
+def test_a_url_that_has_no_metrics_is_one_line(tiny, url, text):
+    url = f"http://{tiny.target}/metrics" if url == "GRPC" else url
+    done = run_cli(
+        "bench", "--server", tiny.target, "--seconds", "0.1", "--warmup", "0", "--metrics", url
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("latentserve bench: --metrics: ")
+    assert text in done.stderr
+    assert "\x1b" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_cpu_time_of_a_server_is_the_sum_over_its_workers():

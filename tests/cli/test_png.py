@@ -46,6 +46,21 @@ def test_a_grid_keeps_colour_and_is_about_square():
 
 
 @pytest.mark.parametrize(
+    ("count", "columns", "zoom", "got"),
+    [
+        (1, None, 2**15, "196608 by 229376"),
+        (10_000, 10_000, 100, "600 by 5000200"),
+        (1, None, 2**62, "27670116110564327424 by 32281802128991715328"),
+    ],
+)
+def test_a_sheet_that_would_be_huge_is_refused(count, columns, zoom, got):
+    images = np.zeros((count, 3, 2, 3), np.uint8)
+    wanted = f"images: got a sheet of {got} pixels, wanted at most 2\\^30 in all"
+    with pytest.raises(ValueError, match=wanted):
+        grid(images, columns, zoom=zoom)
+
+
+@pytest.mark.parametrize(
     ("channels", "edge", "wanted"), [(3, 200, 255), (3, 90, 48), (1, 200, 48), (1, 0, 48)]
 )
 def test_only_coloured_images_with_light_edges_are_laid_on_white(channels, edge, wanted):
