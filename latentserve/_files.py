@@ -17,7 +17,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OSError: The folder does not exist or cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -28,6 +28,14 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """Returns a new name in the folder of a file that is to be written, then renamed to `path`.
+
+    It does not have the name of `path` in it, which may be as long as names can be.
+    """
+    return path.with_name(f".{secrets.token_hex(6)}.tmp")
 
 
 @contextlib.contextmanager
@@ -44,9 +52,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OSError: The folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{secrets.token_hex(6)}.partial")
+    partial.mkdir()
     try:
-        partial.mkdir()
         yield partial
         os.sync()  # once for all files: a folder of this name has none that a power cut emptied
         partial.rename(folder)

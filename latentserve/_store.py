@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self, runtime_checkable
 from urllib.parse import urlsplit
 
-from latentserve._files import atomic_write, fsync_folder, reason
+from latentserve._files import atomic_write, beside, fsync_folder, reason
 from latentserve._urls import without_secrets
 
 # Objects of these stores can be seen while they are written, unless they are renamed at the end.
@@ -239,9 +239,9 @@ class Store:
             if not self._protocols & _RENAMING:
                 self._write(path, content)
                 return
-            folder, _, last = path.rpartition("/")
+            folder = path.rpartition("/")[0]
             self._files.makedirs(folder, exist_ok=True)
-            temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.tmp"
+            temporary = f"{folder}/.{secrets.token_hex(6)}.tmp"
             try:
                 self._write(temporary, content)
                 self._files.mv(temporary, path)
@@ -319,9 +319,9 @@ class Store:
         """Writes a file that appears whole, unless there is one: FileExistsError."""
         if not isinstance(self._files, _Reviving):
             raise NotImplementedError(f"{self.url}: cannot create a file if there is none")
-        folder, _, last = path.rpartition("/")
+        folder = path.rpartition("/")[0]
         self._files.makedirs(folder, exist_ok=True)
-        temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.tmp"
+        temporary = f"{folder}/.{secrets.token_hex(6)}.tmp"
         try:
             self._write(temporary, content)
             try:
@@ -406,7 +406,7 @@ def _scheme(url: str) -> str:
 def _create_file(path: Path, content: bytes) -> None:
     """Writes a local file that appears whole, unless there is one: FileExistsError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = beside(path)
     try:
         atomic_write(temporary, content)
         path.hardlink_to(temporary)  # unlike a rename, replaces nothing

@@ -207,7 +207,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     if target.format == "npy":
         target.write_images(made, what)
         return 0
-    columns = options.columns or _pair_columns(len(made))
+    columns = min(len(made), options.columns or _pair_columns(len(made)))
     sheet, blank = _with_originals(images, made, columns)
     if blank:
         why = "not decoded" if has_pillow() else "install Pillow to show them"

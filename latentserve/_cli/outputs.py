@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ class Output:
                 self.path.write_bytes(content)  # a device or a pipe must not be replaced
             else:
                 with Interrupt() as interrupt, interrupt.held():
-                    atomic_write(self.path, content)
+                    # The target of a link, as other programs do: the link itself stays.
+                    atomic_write(Path(os.path.realpath(self.path)), content)
                     interrupt.check()
         except OSError as error:
             raise Failure(f"{name}: {reason(error)}") from error

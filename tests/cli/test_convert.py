@@ -100,6 +100,21 @@ def test_a_named_pipe_is_written_to_and_not_replaced(server_env, tmp_path):
     assert fifo.is_fifo()
 
 
+def test_the_target_of_a_link_is_written(server_env, tmp_path):
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "folder" / "target.npy"
+    for content in (b"old", None):
+        target.write_bytes(content) if content else target.unlink()
+        link = tmp_path / f"{content}.npy"
+        link.symlink_to("folder/target.npy")
+        done = run_cli("sample", "-n", "2", "-o", link, env=server_env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"{link}: 2 images")
+        assert link.is_symlink()
+        assert np.load(target).shape == (2, 1, 28, 28)
+    assert list((tmp_path / "folder").iterdir()) == [target]
+
+
 def test_reconstruct_draws_originals_above_reconstructions(
     server_env, tmp_path, digits, shipped_client
 ):
@@ -125,6 +140,14 @@ def test_reconstruct_in_several_rows_keeps_each_pair_together(server_env, tmp_pa
     pixels = np.load(digits / "digits.npy")[:, 0]
     assert (drawn[::2].reshape(6, 28, 28)[:5] == pixels).all()
     assert (drawn[4:, 1] == 48).all()  # a fifth image has no neighbour
+
+
+def test_reconstruct_has_no_more_columns_than_images(server_env, tmp_path, digits):
+    reconstruct = ("reconstruct", digits / "digits.npy", "--zoom", "1")
+    for name, options in (("a.png", ()), ("b.png", ("--columns", "1000000"))):
+        done = run_cli(*reconstruct, *options, "-o", tmp_path / name, env=server_env)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
 def test_reconstruct_to_npy_writes_the_reconstructions_alone(

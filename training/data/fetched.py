@@ -9,7 +9,6 @@ fetched again.
 import fcntl
 import hashlib
 import json
-import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from latentserve._files import atomic_write, reason
+from latentserve._files import atomic_write, beside, reason
 from latentserve._store import Entry, Store, StoreError
 from latentserve._urls import is_url
 from training.data.checks import Progress, silent
@@ -162,7 +161,7 @@ def _fetch(found: _Object, folder: Path) -> None:
     """
     path = folder / found.place
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = beside(path)
     try:
         found.store.fetch(found.entry.name, temporary)
         if not _is_whole(temporary, found.entry):
