@@ -17,7 +17,7 @@ from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._client.headers import is_picture
 from latentserve._files import reason
 from latentserve._jobs.errors import SourceError
-from latentserve._jobs.npy import DTYPES, MAGIC
+from latentserve._jobs.npy import DTYPES, MAGIC, UNREADABLE
 from latentserve._jobs.sources import image_files
 from latentserve.client import InvalidArgument
 
@@ -151,9 +151,9 @@ def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[An
                 raise ValueError(f"{damaged} in it is damaged: its checksum is wrong")
             for key in keys:
                 if key in loaded.files:
-                    return _numbers(name, loaded[key])
-            found = ", ".join(loaded.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    return _numbers(f"{name}: {key} in it", loaded[key])
+            found = printable(", ".join(loaded.files))
+    except (*UNREADABLE, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise Failure(f"{name}: {' '.join(str(error).split())}") from error
     raise Failure(
         f"{name}: got an npz file with {found}, wanted an npy file, "
@@ -161,7 +161,9 @@ def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[An
     )
 
 
-def _numbers(name: str, array: NDArray[Any]) -> NDArray[Any]:
+def _numbers(name: str, array: Any) -> NDArray[Any]:
+    if not isinstance(array, np.ndarray):  # NumPy returns the bytes of members of other formats
+        raise Failure(f"{name}: got no npy file, wanted one")
     if array.dtype.newbyteorder("=") not in DTYPES:
         raise Failure(f"{name}: got dtype {array.dtype}, wanted floats or uint8")
     if array.ndim == 0 or len(array) == 0:

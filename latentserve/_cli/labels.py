@@ -167,9 +167,12 @@ def _index(text: str, option: str, model: str, labels: Sequence[str]) -> int:
 def _load(text: str) -> Any:
     import numpy as np
 
+    from latentserve._jobs.npy import UNREADABLE
+
     path = Path(text)
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (*UNREADABLE, OSError) as error:
         reason = getattr(error, "strerror", None) or "not a readable npy file"
         raise Failure(f"{printable(text)}: {reason}") from error

@@ -15,6 +15,7 @@ from latentserve._client.labels import label_array
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.errors import SourceError
 from latentserve._jobs.layout import Numbers
+from latentserve._jobs.npy import UNREADABLE
 from latentserve._jobs.places import Place, place_of
 from latentserve._jobs.sources import Pictures
 
@@ -178,6 +179,6 @@ def _load(path: Place) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
             loaded = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise SourceError(f"{path}: not a readable npy file of labels") from error
     return np.asarray(loaded)

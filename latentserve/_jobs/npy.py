@@ -5,6 +5,7 @@ process is killed if a mapped file is truncated.
 """
 
 import io
+import tokenize
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ MAGIC = b"\x93NUMPY"
 
 #: Dtypes that a client can send; float64 is sent as float32.
 DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, np.uint8)))
+
+#: What NumPy raises for a file that is damaged or of another format; it parses headers as Python.
+UNREADABLE = (ValueError, EOFError, tokenize.TokenError)
 
 # No header is longer: that of version 1.0 counts its bytes in two bytes.
 _HEADER_BYTES = 2**16 + 16
@@ -58,7 +62,7 @@ class NpyFile:
         try:
             version = npy.read_magic(file)
             shape, fortran_order, dtype = _VERSIONS[version](file)
-        except (ValueError, KeyError) as error:
+        except (*UNREADABLE, KeyError) as error:
             raise SourceError(f"{path}: not a readable npy file") from error
         offset = file.tell()
         if dtype.newbyteorder("=") not in DTYPES:

@@ -52,6 +52,26 @@ def images(tmp_path):
     return grey
 
 
+@pytest.mark.usefixtures("images")
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\x04\x00{(\n\n", b"", b"text"],
+)
+def test_a_file_of_labels_that_is_damaged_is_named(cli, tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    done = cli("encode", "images.npy", "--labels", "x.npy")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "latentserve encode: x.npy: not a readable npy file\n"
+
+
+@pytest.mark.usefixtures("images")
+def test_an_archive_of_labels_is_refused(cli, tmp_path):
+    np.savez(tmp_path / "labels.npz", labels=LABELS)
+    (tmp_path / "labels.npz").rename(tmp_path / "x.npy")
+    done = cli("encode", "images.npy", "--labels", "x.npy")
+    assert done.stderr == "latentserve encode: x.npy: not a readable npy file\n"
+
+
 def test_restyle_shows_an_image_beside_itself_in_other_classes(cli, client, images, tmp_path):
     done = cli("restyle", "0.png", "--label", "3", "--to", "0,1,2", "-o", "row.png", "--zoom", "1")
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -305,13 +306,45 @@ def test_an_npz_without_latents_is_named(server_env, tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b""])
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\x04\x00{(\n\n", b""],
+)
 def test_a_damaged_file_is_named(server_env, tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     done = run_cli("decode", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert str(tmp_path / "x.npz") in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def zipped(name: str, content: bytes, *, encrypted: bool = False) -> bytes:
+    """A zip file of one member; one that says it is encrypted need not be."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(name, content)
+    if not encrypted:
+        return buffer.getvalue()
+    made = bytearray(buffer.getvalue())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        made[made.index(signature) + place] |= 1
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (zipped("z.npy", b"x", encrypted=True), "z.npy' is encrypted, password required"),
+        (zipped("z", b"no array"), "z in it: got no npy file"),
+        (zipped("z.npy", b"no array"), "z in it: got no npy file"),
+        (zipped("z.npy", b""), "z in it: got no npy file"),
+    ],
+    ids=["encrypted", "no suffix", "no array", "empty"],
+)
+def test_an_npz_whose_member_is_no_array_is_named(tmp_path, content, text):
+    (tmp_path / "z.npz").write_bytes(content)
+    with pytest.raises(Failure, match=text):
+        read_latents(tmp_path / "z.npz")
 
 
 def test_an_npz_with_a_wrong_checksum_is_refused(tmp_path):

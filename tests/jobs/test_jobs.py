@@ -442,7 +442,10 @@ class TestRefusals:
         with pytest.raises(jobs.SourceError, match=rf"latents\.npy: got .*{text}"):
             jobs.decode(client, tmp_path / "latents.npy", tmp_path / "j")
 
-    @pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00\xff\xff{"])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"text", b"\x93NUMPY\x01\x00\xff\xff{", b"\x93NUMPY\x01\x00\x04\x00{(\n\n"],
+    )
     def test_a_file_that_is_not_npy_is_refused(self, client, tmp_path, content):
         (tmp_path / "latents.npy").write_bytes(content)
         with pytest.raises(jobs.SourceError, match=r"latents\.npy: not a readable npy file"):

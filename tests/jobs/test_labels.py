@@ -192,6 +192,7 @@ def test_other_labels_are_another_job(client, tmp_path, source, photos):
         (np.zeros(ROWS), TypeError, "labels: got dtype float64, wanted whole numbers"),
         ("images.npy", ValueError, r"images.npy: got shape \[20, 1, 4, 4\]"),
         ("text.npy", jobs.SourceError, "text.npy: not a readable npy file of labels"),
+        ("head.npy", jobs.SourceError, "head.npy: not a readable npy file of labels"),
         ("none.npy", FileNotFoundError, "none.npy"),
         ("folders", jobs.SourceError, "labels: got 'folders', wanted one folder of image files"),
     ],
@@ -200,6 +201,7 @@ def test_labels_that_do_not_fit_end_the_job_before_it_begins(
     client, tmp_path, source, labels, error, text
 ):
     (tmp_path / "text.npy").write_text("0 1 2")
+    (tmp_path / "head.npy").write_bytes(b"\x93NUMPY\x01\x00\x04\x00{(\n\n")
     if isinstance(labels, str) and labels != "folders":
         labels = tmp_path / labels
     with pytest.raises(error, match=text):

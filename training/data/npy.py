@@ -1,5 +1,6 @@
 """npy files of images, labels and groups, mapped into memory."""
 
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def open_npy(path: Path) -> NDArray[Any]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataMissing(f"{path}: there is no such file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, tokenize.TokenError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: damaged or not an npy file ({text})") from error
     if not isinstance(array, np.ndarray):

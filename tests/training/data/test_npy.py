@@ -132,7 +132,7 @@ def test_wrong_labels_are_refused(labels: NDArray[Any], message: str, tmp_path: 
 def test_damaged_missing_and_other_files_are_named(tmp_path: Path) -> None:
     path = save(tmp_path / "images.npy", pixels(40, 6, 5))
     raw = path.read_bytes()
-    for content in (b"", b"text", raw[:60], raw[:500]):
+    for content in (b"", b"text", raw[:60], raw[:500], b"\x93NUMPY\x01\x00\x04\x00{(\n\n"):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"images\.npy: damaged or not an npy file"):
             load(path)
