@@ -1,7 +1,5 @@
 """Errors that end a command with one line on stderr."""
 
-import os
-
 
 class Failure(Exception):
     """The command failed: exit status 1."""
@@ -13,7 +11,8 @@ class Usage(Exception):
 
 def printable(text: str) -> str:
     """Escapes unprintable characters and line breaks in a text, such as a file name."""
-    decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
+    # Not os.fsencode: where file names are ASCII, it fails on the letters of other texts.
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in decoded

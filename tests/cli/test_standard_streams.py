@@ -117,3 +117,22 @@ def test_characters_that_a_terminal_lacks_are_escaped():
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"Stra\\xdfe \\u4e2d\n", b"")
+
+
+def test_texts_of_others_are_shown_whatever_the_encoding_of_file_names(tmp_path):
+    """A label of a model need not be the name of a file; a file name has bytes that it escapes."""
+    code = (
+        "import os, sys\nfrom latentserve._cli.failures import printable\n"
+        "shown = [printable('caf\\u00e9 \\u4e2d'), printable(sys.argv[1])]\n"
+        "print(sys.getfilesystemencoding(), *map(ascii, shown))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "caf\u00e9\udcff"],
+        capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
+        env={
+            **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+    )  # fmt: skip
+    wanted = "ascii 'caf\\xe9 \\u4e2d' 'caf\\xe9\\\\xff'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, wanted, "")
