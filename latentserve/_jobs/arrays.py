@@ -189,7 +189,7 @@ class Arrays:
         first = files[0]
         for index, file in enumerate(files):
             if file.dtype != first.dtype:
-                raise SourceError(_unlike(file, first))
+                raise unlike(file, first)
             if file.shape[0]:
                 shapes.setdefault(file.shape[1:], []).append(index)
         if not shapes:
@@ -239,19 +239,10 @@ class Arrays:
             "sha256": digest.hexdigest(),
         }
 
-    def require_one_shape(self) -> Part:
-        """Returns the only part.
 
-        Raises:
-            SourceError: The rows differ in shape.
-        """
-        if len(self.parts) > 1:
-            raise SourceError(_unlike(self.parts[1].files[0], self.parts[0].files[0]))
-        return self.parts[0]
-
-
-def _unlike(file: RowFile, first: RowFile) -> str:
-    return (
+def unlike(file: RowFile, first: RowFile) -> SourceError:
+    """The error of a file whose rows differ from those of another one in dtype or shape."""
+    return SourceError(
         f"{file.path}: got {file.dtype} rows of shape {list(file.shape[1:])}, wanted "
         f"{first.dtype} of {list(first.shape[1:])} as in {first.path}"
     )

@@ -9,7 +9,7 @@ from latentserve._client.headers import PictureSize
 from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs import sizes
-from latentserve._jobs.arrays import Arrays, Part
+from latentserve._jobs.arrays import Arrays, Part, unlike
 from latentserve._jobs.errors import SourceError
 from latentserve._jobs.layout import Numbers
 from latentserve._jobs.sizes import Size, Sizes
@@ -178,11 +178,13 @@ def _distinct(source: Arrays, planned: list[Size]) -> list[Planned]:
     Raises:
         SourceError: Two parts have rows of one size, in different shapes.
     """
-    found = list(
-        zip(planned, (part.rows for part in source.parts), range(len(planned)), strict=True)
-    )
-    if len(set(planned)) < len(planned):
-        source.require_one_shape()
+    first: dict[Size, Part] = {}
+    found = []
+    for index, (size, part) in enumerate(zip(planned, source.parts, strict=True)):
+        if size in first:
+            raise unlike(part.files[0], first[size].files[0])
+        first[size] = part
+        found.append((size, part.rows, index))
     return found
 
 

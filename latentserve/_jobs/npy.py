@@ -55,9 +55,15 @@ class NpyFile:
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: The file is truncated, or is not an npy file of floats or uint8 in C order.
+            SourceError: The file is truncated, is not an npy file of floats or uint8 in C order, or
+                is in a store that does not state its size.
         """
         stamp = stamp_of(path)
+        if stamp[0] < 0:
+            raise SourceError(
+                f"{path}: got no size from the store, wanted one, to read rows by their place; "
+                "copy the file to this host"
+            )
         file = io.BytesIO(read_range(path, 0, min(stamp[0], _HEADER_BYTES), stamp))
         try:
             version = npy.read_magic(file)

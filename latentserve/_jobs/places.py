@@ -89,6 +89,11 @@ class RemoteFile:
     def read_range(self, start: int, stop: int, stamp: Stamp) -> bytes:
         """Reads bytes through a block that is kept, since rows are read a few at a time.
 
+        Args:
+            start: Index of the first byte.
+            stop: Index of the byte after the last one.
+            stamp: What `stamp` returned when the file was opened; with a size.
+
         Raises:
             OSError: The object cannot be read.
             SourceError: It has another stamp.
@@ -97,8 +102,10 @@ class RemoteFile:
         if not begin <= start <= stop <= begin + len(block):
             if self.stamp() != stamp:
                 raise SourceError(f"{self}: was changed while it was being read")
-            begin = start
-            block = self.store.read(self._name, start, max(stop, start + _BLOCK_BYTES))
+            begin, end = start, min(max(stop, start + _BLOCK_BYTES), stamp[0])
+            block = self.store.read(self._name, begin, end)
+            if len(block) > end - begin:
+                begin = 0  # an HTTP server that knows no ranges has sent the whole file
             self._block.update(begin=begin, bytes=block)
         content: bytes = block[start - begin : stop - begin]
         return content

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import random
 
 import numpy as np
@@ -9,8 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from latentserve import jobs
+from latentserve._jobs.npy import NpyFile
 from latentserve._jobs.objects import JobObjects
-from latentserve._store import Store, StoreError
+from latentserve._jobs.places import place_of
+from latentserve._store import Entry, Store, StoreError
 from tests.support.job_child import (
     ArithmeticClient,
     model_info,
@@ -18,7 +21,7 @@ from tests.support.job_child import (
     run_job,
     run_killed_in_store,
 )
-from tests.support.stores import sshd, sshd_process  # noqa: F401 - fixtures
+from tests.support.stores import http_folder, sshd, sshd_process  # noqa: F401 - fixtures
 
 pytest_plugins = ["tests.support.object_storage"]
 
@@ -386,6 +389,24 @@ class TestRefused:
         monkeypatch.setattr(pyarrow.parquet, "ParquetFile", replaced)
         with pytest.raises(jobs.SourceError, match=r"was changed while it was being read"):
             jobs.decode(client, tmp_path / "j", tmp_path / "images")
+
+    def test_a_file_of_a_server_without_ranges_is_read_from_any_row(self, tmp_path):
+        rows = np.arange(40, dtype=np.float32).reshape(20, 2)
+        np.save(tmp_path / "x.npy", rows)
+        with http_folder(tmp_path) as url:
+            opened = NpyFile.open(place_of(f"{url}/x.npy"))
+            assert (opened.read(5, 7) == rows[5:7]).all()
+            # A worker has not read its beginning, and the server sends the whole file.
+            assert (pickle.loads(pickle.dumps(opened)).read(5, 7) == rows[5:7]).all()
+            assert (pickle.loads(pickle.dumps(opened)).read(19, 20) == rows[19:]).all()
+
+    def test_a_file_whose_size_the_store_does_not_state(self, client, tmp_path, monkeypatch):
+        np.save(tmp_path / "x.npy", np.zeros((5, 3), np.float32))
+        url = f"memory://{tmp_path.name}"
+        Store(url).put("x.npy", tmp_path / "x.npy")
+        monkeypatch.setattr(Store, "entry", lambda _self, name: Entry(name, -1, ""))
+        with pytest.raises(jobs.SourceError, match=r"x\.npy: got no size from the store, wanted"):
+            jobs.decode(client, f"{url}/x.npy", tmp_path / "j")
 
     def test_what_is_not_there(self, client, url, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no\.npy"):

@@ -490,6 +490,17 @@ class TestSizesOfFiles:
         with pytest.raises(jobs.SourceError, match=rf"z\.npy: {text}"):
             jobs.decode(client, tmp_path / "z.npy", tmp_path / "j")
 
+    def test_of_several_shapes_the_two_of_one_size_are_named(self, client, tmp_path):
+        """Those of other sizes may stand beside both."""
+        names = [tmp_path / f"{name}.npy" for name in "abc"]
+        for path, shape in zip(names, ((2, 4, 4), (2, 8, 8), (32,)), strict=True):
+            np.save(path, np.zeros((2, *shape), np.float32))
+        text = (
+            r"c\.npy: got float32 rows of shape \[32\], wanted float32 of \[2, 4, 4\] as in .*a\."
+        )
+        with pytest.raises(jobs.SourceError, match=text):
+            jobs.decode(client, names, tmp_path / "j")
+
     def test_rows_of_one_size_in_two_shapes_are_refused(self, client, tmp_path):
         np.save(tmp_path / "a.npy", np.zeros((2, 2, 4, 4), np.float32))
         np.save(tmp_path / "b.npy", np.zeros((2, 32), np.float32))
