@@ -1,6 +1,7 @@
 """`batch --in-process`: jobs without a server, with the bytes of a server's."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_the_library_alone_says_that_it_cannot(tmp_path, monkeypatch):
     done = run_cli("batch", "sample", "-n", "5", "--to", tmp_path / "j", "--in-process")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "--in-process: service is not part of this installation" in done.stderr
+
+
+def test_a_token_in_a_pipe_is_refused_for_workers_of_ray(server_env, tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b"open-sesame")
+    os.close(writing)
+    pipe = f"/dev/fd/{reading}"
+    job = ("batch", "sample", "-n", "5", "--to", tmp_path / "j", "--ray", "--token-file", pipe)
+    done = run_cli(*job, env=server_env)
+    os.close(reading)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"latentserve batch: --token-file: {pipe}: got a pipe or a device, wanted a regular file, "
+        "since each worker reads it\n"
+    )
 
 
 def test_ray_that_is_not_installed_is_one_line(server_env, tmp_path, monkeypatch):
