@@ -1,7 +1,7 @@
 """The commands `sign` and `verify`, `export --sign` and `import --sign`."""
 
-import shutil
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
