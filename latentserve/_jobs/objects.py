@@ -259,9 +259,10 @@ class JobObjects:
         for name in names:
             self._store.delete(name)
         if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
             raise JobError(
-                f"{self.path}: {', '.join(names)} was overwritten by another process, wanted no "
-                "other there; the same command again computes it anew"
+                f"{self.path}: {names[0]}{more} overwritten by another process, wanted no other "
+                "there; the same command computes what is missing"
             )
 
     def _each(self, act: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:

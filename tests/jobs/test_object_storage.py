@@ -263,7 +263,7 @@ class TestOwner:
                     store.put(name, (tmp_path / "other" / name).read_bytes())
                 if not recorded:
                     jobs.commit(plan, result)
-            with pytest.raises(jobs.JobError, match=rf"{name} was overwritten.*same command again"):
+            with pytest.raises(jobs.JobError, match=rf"{name} overwritten.*same command"):
                 plan.finish()
         done = run_job(client, sources["sample"], f"{url}/j", "npy", 7)
         assert (done.lost, done.rows_before) == ((name,), 30)
