@@ -227,7 +227,7 @@ def test_nobody_waits_while_the_largest_bodies_are_refused(gateway):
     finally:
         over.set()
         watching.join()
-    assert longest < 1
+    assert longest < 1.5  # reading one of them whole takes more than two seconds
 
 
 def test_a_line_in_many_small_parts_costs_as_much_as_in_one():
