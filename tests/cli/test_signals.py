@@ -9,9 +9,6 @@ import time
 
 import pytest
 
-from tests.support.processes import Server
-from tests.support.tiny import write_tiny
-
 # Sends the process a signal when it imports a module, or at a line that it prints.
 SEND = """
 import os, signal, sys
@@ -21,19 +18,13 @@ def hook(event, arguments):
         os.kill(os.getpid(), number)
 sys.addaudithook(hook)
 from latentserve.cli import main
+
+pytest_plugins = ["tests.support.tiny_server"]
 if place == "end":
     import atexit
     atexit.register(lambda: os.kill(os.getpid(), number))
 sys.exit(main())
 """
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("signals")
-    write_tiny(folder / "models" / "tiny")
-    with Server(folder / "models", folder / "log") as running:
-        yield running.wait_until_serving().target
 
 
 def run(number, place, *arguments):

@@ -9,16 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.support.processes import Server
-from tests.support.tiny import write_tiny
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("streams")
-    write_tiny(folder / "models" / "tiny")
-    with Server(folder / "models", folder / "log") as running:
-        yield running.wait_until_serving().target
+pytest_plugins = ["tests.support.tiny_server"]
 
 
 def shell(redirections, *arguments, **environment):

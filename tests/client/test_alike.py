@@ -7,8 +7,8 @@ import pytest
 
 from latentserve.client import AsyncClient
 from tests.support.clients import awaited, connect
-from tests.support.processes import Server
-from tests.support.tiny import write_tiny
+
+pytest_plugins = ["tests.support.tiny_server"]
 
 IMAGES = np.full((2, 1, 4, 4), 0.5, np.float32)
 LATENTS = np.zeros((2, 3), np.float32)
@@ -49,14 +49,6 @@ CALLS = {
         )
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alike")
-    write_tiny(folder / "models" / "tiny")
-    with Server(folder / "models", folder / "log") as server:
-        yield server.wait_until_serving().target
 
 
 @pytest.fixture(scope="module")

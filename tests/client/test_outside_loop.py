@@ -3,16 +3,13 @@
 import subprocess
 import sys
 
-import pytest
-
-from tests.support.processes import Server
-from tests.support.tiny import write_tiny
-
 # In a process of its own: grpc.aio serves one event loop in a process.
 PROGRAM = """
 import asyncio, sys
 import numpy as np
 from latentserve.client import AsyncClient, Keepalive, Retry
+
+pytest_plugins = ["tests.support.tiny_server"]
 
 client = AsyncClient(sys.argv[1])
 joining = AsyncClient(sys.argv[1], coalesce=True)
@@ -46,14 +43,6 @@ async def main():
 asyncio.run(main())
 print("done")
 """
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("outside")
-    write_tiny(folder / "models" / "tiny")
-    with Server(folder / "models", folder / "log") as running:
-        yield running.wait_until_serving().target
 
 
 def test_a_client_may_be_made_before_the_loop_runs(target):
