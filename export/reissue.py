@@ -47,7 +47,7 @@ def reissue(
         check_private_key(key)
     bundle = open_bundle(path.resolve())
     old = bundle.manifest
-    if old.dataset is None or old.parity is None:
+    if old.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set for a map")
     subject = subject_of_bundle(bundle)
     dataset = find_training_data(
@@ -72,7 +72,8 @@ def reissue(
         "name": model.name,
         "tolerance_kind": "relative",
         "rows_at_once": limit.rows,
-        "parity": old.parity.model_copy(update={"batch_invariant": limit.bit_invariant}),
+        "parity": old.parity
+        and old.parity.model_copy(update={"batch_invariant": limit.bit_invariant}),
         "bytes_per_pixel": bytes_per_pixel(bundle.graphs, old),
         "latent_map": file_ref("map.npz", latent_map),
         "created_at": datetime.now(UTC).replace(microsecond=0),

@@ -4,6 +4,9 @@ Noise is drawn for the whole batch, of which a process computes its slice, so th
 however many processes share the work.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,16 +83,18 @@ class Batches:
     def _augmented(self, images: Tensor, step: int, parallel: Parallel) -> Tensor:
         config = self._config
         originals = images
+        contrast = _CONTRAST if config.binarize else 1.0
+        changes: dict[str, Callable[[Tensor, torch.Generator, Parallel], Tensor]] = {
+            "flip": flipped,
+            "shift": shifted,
+            "warp": partial(warped, contrast=contrast),
+            "elastic": partial(distorted, contrast=contrast),
+        }
         for name in config.augment:
             noise = torch.Generator().manual_seed(
                 derived_seed(config.seed, f"{name} of step {step}")
             )
-            if name in ("warp", "elastic"):
-                contrast = _CONTRAST if config.binarize else 1.0
-                change = warped if name == "warp" else distorted
-                images = change(images, noise, parallel, contrast=contrast)
-            else:
-                images = {"flip": flipped, "shift": shifted}[name](images, noise, parallel)
+            images = changes[name](images, noise, parallel)
         if config.augment_share == 1.0:
             return images
         noise = torch.Generator().manual_seed(

@@ -23,7 +23,7 @@ from service.gateway.parameters import Parameters, enum_value, fill
 
 #: Maximum bytes of a body of JSON, which is parsed in one go.
 MAX_JSON_BYTES: Final = 8 * 2**20
-# Fields and parts beside those that there are for each row, of which no request has so many.
+# Maximum number of fields and parts that do not belong to a row; no request has so many.
 _MOST_OTHERS: Final = 64
 # Text of a form for each row: its classes, which have 11 characters at most, and commas.
 _TEXT_BYTES: Final = 32
