@@ -20,6 +20,8 @@ SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/adm
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
 # Its stubs are the server's alone: two definitions of its package in one process clash.
 INFERENCE := protos/inference/inference_service.proto
+# pytest keeps the tests that it has rewritten as bytecode, which images of Python often turn off.
+unexport PYTHONDONTWRITEBYTECODE
 IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 BUF := npx --yes @bufbuild/buf@1.75.0
 # Tag to release; by default the tag of the checked-out commit.
@@ -59,21 +61,21 @@ test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fu
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 600
 
 test-faults: $(VENV)/.installed ## Play each fault once against servers under load: gRPC behind Envoy and without, and HTTP
-	$(BIN)/python -m pytest -m 'faults and not long'
+	$(BIN)/python -m pytest tests/faults -m 'faults and not long'
 
 test-long: $(VENV)/.installed ## Run the tests that take ten minutes or more: new random examples, the HTTP/2 fuzzer, faults again and again
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'hypothesis and not long' --hypothesis-profile search --timeout 1800
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'long and not faults' --timeout 1800 -rP
-	$(BIN)/python -m pytest -m 'faults and long' --timeout 1800
+	$(BIN)/python -m pytest tests/faults -m 'faults and long' --timeout 1800
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and check the files that it writes
-	$(BIN)/python -m pytest -m demo --timeout 1800
+	$(BIN)/python -m pytest tests/program/test_demo.py -m demo --timeout 1800
 
 test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it down
-	$(BIN)/python -m pytest -m compose --timeout 3600
+	$(BIN)/python -m pytest tests/compose -m compose --timeout 3600
 
 test-browser: $(VENV)/.installed ## Open a report and the explorer in Chromium, which is installed by apt-get if missing
-	$(BIN)/python -m pytest $(IN_PARALLEL) --dist loadfile -m browser --timeout 1800
+	$(BIN)/python -m pytest $(IN_PARALLEL) --dist loadfile tests/browser -m browser --timeout 1800
 
 bench: $(VENV)/.installed ## Run a short benchmark: latentserve, a plain servicer, an echo server, bare onnxruntime
 	$(BIN)/python -m benchmarks.serving --rounds 3 --seconds 0.5 \

@@ -74,3 +74,18 @@ def test_exceeding_the_budget_is_reported(script: Path) -> None:
     done = run(script)
     assert done.returncode == 0
     assert table(done)[-1].startswith("OVER BUDGET")
+
+
+def test_targets_that_run_a_folder_run_all_that_is_marked_for_them() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    folders = dict.fromkeys(("browser", "compose", "demo", "faults"), "")
+    for folder, marked in re.findall(r" (tests/\S+) -m '?(\w+)", makefile):
+        folders[marked] = folder
+    for mark, folder in folders.items():
+        used = [
+            path.relative_to(ROOT)
+            for path in (ROOT / "tests").rglob("*.py")
+            if f"mark.{mark}" in path.read_text() and path != Path(__file__)
+        ]
+        assert used, mark
+        assert all(path.is_relative_to(folder) for path in used), (mark, folder, used)

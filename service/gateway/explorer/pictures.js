@@ -135,10 +135,16 @@ export async function fromFile(file, sized) {
 /**
  * Files that are dropped on the page, pasted into it or chosen in a field, in `signal`'s time; `target` shows
  * that they may be dropped.
+ *
+ * @param {(files: File[]) => Promise} received - Takes the files.
+ * @param {(error) => void} unreadable - Called with the failure of `received`, or with null.
  */
-export function receiveFiles(target, input, received, signal) {
+export function receiveFiles(target, input, received, unreadable, signal) {
+  const take = (files) => {
+    if (files.length) received([...files]).then(() => unreadable(null), unreadable);
+  };
   input.addEventListener("change", () => {
-    if (input.files.length) received([...input.files]);
+    take(input.files);
     input.value = "";
   });
   const dropping = (on) => target.classList.toggle("dropping", on);
@@ -150,13 +156,7 @@ export function receiveFiles(target, input, received, signal) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     dropping(false);
-    if (event.dataTransfer.files.length) received([...event.dataTransfer.files]);
+    take(event.dataTransfer.files);
   }, { signal });
-  document.addEventListener(
-    "paste",
-    (event) => {
-      if (event.clipboardData.files.length) received([...event.clipboardData.files]);
-    },
-    { signal },
-  );
+  document.addEventListener("paste", (event) => take(event.clipboardData.files), { signal });
 }

@@ -34,12 +34,8 @@ export function open({ api, model, root, snippet, fail, signal }) {
       h("div", {}, panel("A picture, and what is left of it", target, told, h("p", { class: "quiet" }, sizesText(model))))),
   );
   receiveFiles(target, input, async ([file]) => {
-    try {
-      await examine(await fromFile(file, (width, height) => allowed(model, width, height)));
-    } catch (error) {
-      failed(error);
-    }
-  }, signal);
+    examine(await fromFile(file, (width, height) => allowed(model, width, height))).catch(failed);
+  }, fail("file"), signal);
 
   function part() {
     link.set({ position: position.value });

@@ -29,7 +29,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const classes = labelsOf(model);
   let label = model.conditional ? link.getNumber("label", 0, 0, classes.length - 1) : -1;
   let centred = model.dataset === "mnist";
-  const failed = fail("picture");
+  const unreadable = fail("file");
   let drawing = null; // a canvas of the model's size; null as long as nothing is drawn
 
   const sketch = new Sketch({ channels, height, width }, () => changed(sketch.drawn(width, height, centred)));
@@ -69,25 +69,24 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
         model.prior !== "none" ? panel(`The nearest of ${Math.min(SAMPLES, Number(model.maxRows))} samples of the model`, nearest) : null)),
     panel("Its posterior: mean ± standard deviation", posterior),
   );
-  receiveFiles(target, input, async ([file]) => {
-    try {
-      const canvas = await fromFile(file, () => [width, height]);
-      sketch.show(canvas);
-      changed(canvas);
-    } catch (error) {
-      failed(error);
-    }
-  }, signal);
+  receiveFiles(target, input, ([file]) => put(file), unreadable, signal);
 
   const labels = () => (model.conditional ? [label] : []);
   const samples = once(() =>
     api.array(operation(model, "sample"), {
       query: { count: Math.min(SAMPLES, Number(model.maxRows)), seed: 0, format: "uint8" }, signal,
     }));
-  const latest = new Latest(examine, show, failed);
+  const latest = new Latest(examine, show, fail("picture"));
   signal.addEventListener("abort", () => latest.close());
 
+  async function put(file) {
+    const canvas = await fromFile(file, () => [width, height]);
+    sketch.show(canvas);
+    changed(canvas);
+  }
+
   function changed(canvas) {
+    unreadable(null);
     drawing = canvas;
     ask();
   }
@@ -141,12 +140,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   const linked = fromLink(link.get("picture"));
-  if (linked?.length) {
-    fromFile(new Blob([linked], { type: "image/png" }), () => [width, height]).then((canvas) => {
-      sketch.show(canvas);
-      changed(canvas);
-    }, failed);
-  }
+  if (linked?.length) put(new Blob([linked], { type: "image/png" })).catch(unreadable);
 }
 
 function verdict(score, decibels, values) {

@@ -57,7 +57,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     (options, aborted) => sample(api, model, options, aborted), ({ latents }) => show(Float32Array.from(latents.data)), fail("draw"),
   );
   signal.addEventListener("abort", () => [latest, draws].forEach((one) => one.close()));
-  receiveFiles(target, input, receive, signal);
+  receiveFiles(target, input, receive, fail("file"), signal);
 
   function show(next) {
     z = next;
@@ -92,16 +92,11 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   async function receive(files) {
-    try {
-      for (const file of files.slice(0, MOST_GIVEN - given.length)) {
-        const canvas = await fromFile(file, () => [Number(width), Number(height)]);
-        given.push({ canvas, label: given.length % classes.length });
-      }
-      showGiven();
-      use();
-    } catch (error) {
-      failed(error);
-    }
+    const room = files.slice(0, MOST_GIVEN - given.length);
+    const canvases = await Promise.all(room.map((file) => fromFile(file, () => [Number(width), Number(height)])));
+    for (const canvas of canvases) given.push({ canvas, label: given.length % classes.length });
+    showGiven();
+    use();
   }
 
   function showGiven() {

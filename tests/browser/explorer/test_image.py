@@ -11,8 +11,6 @@ from playwright.sync_api import expect
 from latentserve.client import Client
 from tests.support.explorer import PHONE, Explorer
 
-pytestmark = pytest.mark.browser
-
 BEFORE, AFTER = "The picture", "Its reconstruction"
 
 

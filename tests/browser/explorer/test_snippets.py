@@ -20,8 +20,6 @@ from tests.support import ROOT
 from tests.support.explorer import Explorer, Tab, shows
 from tests.support.processes import Server
 
-pytestmark = pytest.mark.browser
-
 SERVICE = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
 # Arguments of the command, each ended by a zero byte, in place of grpcurl.
 PRINT_ARGUMENTS = "grpcurl() { printf '%s\\0' \"$@\"; }\n"

@@ -15,8 +15,6 @@ from tests.support.explorer import PHONE, Explorer, Tab, exploring, posted, show
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
-pytestmark = pytest.mark.browser
-
 MODEL = "mnist2d"
 #: The decoded plane has 25 x 25 images; the middle of each is its point, from -3 to 3.
 GRID = 25

@@ -11,8 +11,6 @@ from tests.support.chromium import open_chromium
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
-pytestmark = pytest.mark.browser
-
 # As docs/languages.md has it: a picture by its address, and a call as JSON.
 PAGE = """<!doctype html>
 <title>waiting</title>

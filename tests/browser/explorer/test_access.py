@@ -15,8 +15,6 @@ from tests.support.explorer import Explorer, Tab, exploring
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
-pytestmark = pytest.mark.browser
-
 TOKEN = "a-token-of-some-length-0123456789"
 NOW = "The image at the point"
 # Chromium logs each refused request.

@@ -13,8 +13,6 @@ from playwright.sync_api import expect
 from latentserve.client import Client
 from tests.support.explorer import PHONE, Explorer, Tab, png, shows
 
-pytestmark = pytest.mark.browser
-
 SEEN, AGAIN, DIFFERENCE = (
     "The picture, as the model sees it",
     "Its reconstruction",

@@ -9,8 +9,6 @@ from playwright.sync_api import Locator, Route, expect
 from latentserve.client import Client
 from tests.support.explorer import PHONE, Explorer, Tab, posted
 
-pytestmark = pytest.mark.browser
-
 NOW = "The image of these latents"
 STRIP = "From one sample to another: all frames, from left to right"
 

@@ -2,13 +2,10 @@
 
 import re
 
-import pytest
 from playwright.sync_api import expect
 
 from latentserve.client import Client
 from tests.support.explorer import Explorer
-
-pytestmark = pytest.mark.browser
 
 
 def test_facts_and_live_rates(explorer: Explorer, client: Client) -> None:

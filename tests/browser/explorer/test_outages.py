@@ -11,8 +11,6 @@ from tests.support.explorer import Explorer, exploring
 from tests.support.processes import Server, free_port
 from tests.support.tiny import write_tiny
 
-pytestmark = pytest.mark.browser
-
 NOW = "The image at the point"
 # Chromium logs each request that fails.
 LOST = "Failed to load resource: net::ERR_"

@@ -3,12 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.support.explorer import Explorer
-
-pytestmark = pytest.mark.browser
 
 # Chromium logs each request that fails.
 REFUSED = "Failed to load resource: the server responded with a status of 400"
@@ -97,6 +94,41 @@ def test_a_file_that_is_no_picture_is_forgotten_with_the_next(
         expect(note).to_contain_text("notes.png: not a picture")
         files.set_input_files(digits[0])
         expect(note).to_be_hidden()
+
+
+def test_a_file_that_is_no_picture_is_told_of_until_the_next(
+    explorer: Explorer, digits: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    held: list[Route] = []
+    tab = explorer.open(
+        "model=photos",
+        prepared=lambda page: page.route("**/*:reconstruct*", lambda route: held.append(route)),
+    )
+    tab.until(lambda: len(held) == 1, "the test card's reconstruction")
+    files = tab.page.locator("input[type=file]")
+    files.set_input_files(tmp_path / "notes.png")
+    note = tab.page.get_by_role("alert")
+    expect(note).to_contain_text("notes.png: not a picture")
+    held[0].continue_()
+    expect(tab.page.locator("main p[role=status]")).to_contain_text("dB")
+    expect(note).to_be_visible()
+    tab.page.unroute("**/*:reconstruct*")
+    files.set_input_files(digits[0])
+    expect(note).to_be_hidden()
+
+
+def test_pictures_of_a_style_are_taken_together_or_not_at_all(
+    explorer: Explorer, digits: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    tab = explorer.open("model=mnist-style&view=styles")
+    files = tab.page.locator("input[type=file]")
+    files.set_input_files([digits[0], tmp_path / "notes.png"])
+    expect(tab.page.get_by_role("alert")).to_contain_text("notes.png: not a picture")
+    files.set_input_files(digits[1])
+    expect(tab.page.get_by_role("alert")).to_be_hidden()
+    expect(tab.page.locator(".given li")).to_have_count(1)
 
 
 def test_a_style_that_is_not_wanted_any_more_may_fail(

@@ -12,8 +12,6 @@ from tests.support.conditional import Conditional, write_conditional
 from tests.support.explorer import PHONE, Explorer, Tab, exploring, png, posted
 from tests.support.processes import Server
 
-pytestmark = pytest.mark.browser
-
 SHEET = "One style in the classes"
 
 

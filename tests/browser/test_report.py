@@ -12,8 +12,6 @@ from tests.support.chromium import open_chromium
 from tests.training.test_report import report_data, write
 from training.report.write import PAGE
 
-pytestmark = pytest.mark.browser
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

@@ -10,8 +10,6 @@ from tests.support import ROOT
 from tests.support.environments import node_modules
 from tests.support.explorer import DESK, PHONE, Explorer
 
-pytestmark = pytest.mark.browser
-
 VIEWS = [
     "model=mnist2d&view=plane&pins=0,0;1,1",
     "model=mnist&view=dimensions&to=1",

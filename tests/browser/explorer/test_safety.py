@@ -11,8 +11,6 @@ from tests.support.conditional import Conditional, write_conditional
 from tests.support.explorer import Explorer, exploring
 from tests.support.processes import Server
 
-pytestmark = pytest.mark.browser
-
 EVIL = "<img src=x onerror=alert(1)>"
 NAMES = (EVIL, '"><script>alert(2)</script>', "javascript:alert(3)", "' onclick='alert(4)")
 
