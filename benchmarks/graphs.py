@@ -6,6 +6,7 @@ It is a dense VAE, 784-512-256-32, made by these commands and cached in `benchma
     latentserve export benchmarks/.cache/run --to benchmarks/.cache/models/dense --samples 500
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -56,10 +57,11 @@ def graph(rpc: str) -> Path:
 class Reference:
     """Computes the expected results with onnxruntime, on one thread of this process."""
 
-    def __init__(self) -> None:
+    @functools.cached_property
+    def _sessions(self) -> dict[str, onnxruntime.InferenceSession]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._sessions = {
+        return {
             rpc: onnxruntime.InferenceSession(str(graph(rpc)), options, ["CPUExecutionProvider"])
             for rpc in ("encode", "decode")
         }
