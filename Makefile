@@ -58,7 +58,7 @@ test: $(VENV)/.installed ## Run the tests, in a process for each CPU
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fuzz for half a minute or more
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 600
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'slow and not long' --timeout 600
 
 test-faults: $(VENV)/.installed ## Play each fault once against servers under load: gRPC behind Envoy and without, and HTTP
 	$(BIN)/python -m pytest tests/faults -m 'faults and not long'

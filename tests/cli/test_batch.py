@@ -84,6 +84,7 @@ def test_samples_are_those_of_the_client_in_both_formats(server_env, tmp_path, s
     assert (images == wanted.images).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
 def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one(
     server_env, tmp_path, shard_format

@@ -85,6 +85,7 @@ def wait_for_shards(folder: Path, count: int) -> None:
     wait_until(lambda: cursor.exists() and cursor.read_bytes().count(b"\n") >= count, seconds=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
 def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one(
     server_env, photos, tmp_path, shard_format

@@ -239,6 +239,7 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(server_env, digits, co
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_server_lost_during_a_command_is_one_line(tmp_path):
     np.save(tmp_path / "many.npy", np.zeros((200_000, 28, 28), np.uint8))
     with Server(None, tmp_path / "log", "--http-port", "0", *MNIST) as server:

@@ -81,7 +81,7 @@ def test_one_frozen_server_of_three_delays_each_caller_once(servers, frozen):
         assert sum(wait > 1.0 for wait in of_a_caller) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_idle_stream_outlives_the_pings_of_the_default_keepalive(tmp_path):
     """The server of grpcio closed the connection after three pings without data: too_many_pings."""
     write_tiny(tmp_path / "models" / "tiny")

@@ -169,6 +169,7 @@ def test_the_timeout_of_a_stream_excludes_the_callers_own_time(client):
     assert [len(chunk.images) for chunk in chunks] == [40]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_transport")
 def test_a_stream_resumes_when_its_server_is_replaced(kind, tmp_path):
     """Killed in the middle: no result is lost or repeated, and every row is the same."""

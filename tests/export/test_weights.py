@@ -38,7 +38,14 @@ def halved(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "halved", cached("halved", make))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("flow-gmm", "conditional", "rgb")
+        else pytest.param(kind, marks=pytest.mark.long)
+        for kind in KINDS
+    ],
+)  # fmt: skip
 def test_graphs_of_rounded_weights_give_the_same_bits_from_half_the_bytes(kind: str) -> None:
     model = round_weights(random_model(KINDS[kind]))
     rng = np.random.default_rng(0)
@@ -62,6 +69,7 @@ def test_graphs_of_rounded_weights_give_the_same_bits_from_half_the_bytes(kind: 
             assert len(content) < len(graph.content)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dim", [45])
 def test_triangular_factors_are_stored_without_their_zeros(dim: int) -> None:
     kind = Kind(

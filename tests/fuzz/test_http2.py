@@ -78,7 +78,7 @@ def atheris() -> str:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(60, marks=pytest.mark.slow),
+        pytest.param(20, marks=pytest.mark.slow),
         pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
     ],
 )

@@ -127,7 +127,9 @@ class TestBytes:
 
 class TestResume:
     @pytest.mark.slow
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])]
+    )
     def test_a_job_killed_before_any_request_ends_with_the_bytes_of_an_uninterrupted_one(
         self, client, tmp_path, sources, s3, kind
     ):

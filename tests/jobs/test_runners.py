@@ -158,6 +158,7 @@ class TestBytes:
         assert contents(tmp_path / "carried") == contents(tmp_path / "plain")
         assert carried.shards == plain.shards >= 3
 
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", ["encode", "sample"])
     def test_are_the_same_in_object_storage(self, runner, kind, sources, shipped, s3, tmp_path):
         dying = DyingWorkers(jobs.Connection(shipped.target), tmp_path)
@@ -226,6 +227,7 @@ class TestRay:
             done = jobs.sample(client, 40, tmp_path / "j", shard_rows=1, runner=runner)
         assert done.shards == 40
 
+    @pytest.mark.long
     def test_the_command_resumes_after_its_process_is_killed(self, ray_address, shipped, tmp_path):
         sample = (
             "batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "300", "--server",

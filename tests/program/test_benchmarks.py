@@ -375,7 +375,7 @@ def test_trainers_for_colour_are_compared_by_the_medians_of_their_rounds():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_training_in_colour_is_measured_on_held_out_images(tmp_path):
     rng = np.random.default_rng(0)
     # Two colours, 120 levels apart: their mean alone leaves a PSNR of 12.6 dB.

@@ -28,10 +28,10 @@ SCRIPT = ROOT / "benchmarks" / "gpu.sh"
     ("parts", "least"),
     [
         (("parity", "sampling", "memory"), 20),
-        (("serving",), 10),
-        (("training-conv", "training-photo"), 4),
-        (("speed",), 4),
-        (("picture",), 2),
+        pytest.param(("serving",), 10, marks=pytest.mark.long),
+        pytest.param(("training-conv", "training-photo"), 4, marks=pytest.mark.long),
+        pytest.param(("speed",), 4, marks=pytest.mark.long),
+        pytest.param(("picture",), 2, marks=pytest.mark.long),
     ],
     ids=["graphs", "serving", "training", "speed", "picture"],
 )

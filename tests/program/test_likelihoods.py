@@ -19,7 +19,7 @@ from tests.support.processes import Server
 from training.cli import main as main_train
 from training.measure.elbo import mean_scores
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 pytest_plugins = ["tests.support.run_fixtures"]
 
 KINDS = {

@@ -69,10 +69,10 @@ def test_the_document_has_every_route_and_no_other():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_thousand_requests_find_no_route_that_disagrees_with_the_document(tmp_path):
-    made = requests_of(tmp_path, "fuzzing", examples=24)
-    assert made.total() >= 1000, made
-    assert made[200] > 400, made
+def test_hundreds_of_requests_find_no_route_that_disagrees_with_the_document(tmp_path):
+    made = requests_of(tmp_path, "fuzzing", examples=8)
+    assert made.total() >= 300, made
+    assert made[200] > 100, made
 
 
 @pytest.mark.long

@@ -109,6 +109,7 @@ def test_few_images_trained_for_long_end_with_the_best_model(likelihood: str) ->
         assert torch.equal(trainer.model.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_each_phase_of_the_autoencoder_ends_with_the_best_and_resumes_to_the_same_numbers() -> None:
     model = dataclasses.replace(MODEL, network=Dense(((64, "relu"),)), likelihood="gaussian")
     trainer = trainer_of(noise(), 140, model, **NOISY)
@@ -136,6 +137,7 @@ def test_a_state_of_an_earlier_version_is_resumed() -> None:
     assert again.step == 10
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_went_back_to_and_is_measured_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

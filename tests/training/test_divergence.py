@@ -27,8 +27,8 @@ def remedy_of(line: str) -> list[str]:
     ("preset", "rate"),
     [
         # The weights are finite and huge after the first step, or infinite.
-        (("--preset", "dense"), "1000"),
-        (("--preset", "dense"), "1e30"),
+        pytest.param(("--preset", "dense"), "1000", marks=pytest.mark.slow),
+        pytest.param(("--preset", "dense"), "1e30", marks=pytest.mark.slow),
         # A prior would be fitted to latents that are not finite.
         (SMALL, "1000"),
     ],

@@ -115,6 +115,7 @@ def test_further_blocks_change_nothing_at_first_and_the_data_keeps_its_centre(
         assert_close(begun, there)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_the_run_that_it_began_with(
     command: tuple[str, ...], unbroken: Path, tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def write_parquet(folder: Path, rows: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "limit"),
     [
-        pytest.param(100_000, 1_100 << 20, marks=pytest.mark.slow, id="100,000 in 1.1 GiB"),
+        pytest.param(100_000, 1_100 << 20, marks=pytest.mark.long, id="100,000 in 1.1 GiB"),
         pytest.param(1_000_000, 4 << 30, marks=pytest.mark.long, id="1,000,000 in 4 GiB"),
     ],
 )

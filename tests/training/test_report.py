@@ -176,6 +176,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_report_of_data_of_any_shape_has_all_its_files(tmp_path, shape):
     data = report_data(**shape)

@@ -198,7 +198,8 @@ def assert_same_frames(unbroken: Path, run: Path) -> None:
     ids=["flow-gmm", "from the start", "plain with a prior", "afterwards", "gaussian", "logistic",
          "mixture", "conditional", "wasserstein", "joined"],
 )  # fmt: skip
-@pytest.mark.parametrize("place", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_trainer_restored_at_any_step_continues_to_the_same_numbers(
     model: ModelConfig, changes: dict[str, Any], place: str, few: Dataset
 ) -> None:

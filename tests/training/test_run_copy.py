@@ -51,6 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 def test_a_copy_is_the_run_folder_and_is_evaluated(
     command: tuple[str, ...],
@@ -85,6 +86,7 @@ def test_a_copy_is_the_run_folder_and_is_evaluated(
     assert files(other) == files(run)
 
 
+@pytest.mark.slow
 def test_an_order_in_which_no_reader_sees_half_a_run(
     unbroken: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_stopped_run_leaves_its_last_checkpoint_in_the_copy(
     assert_one_line(capsys.readouterr().err, said)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 def test_an_outage_does_not_end_the_training_but_an_incomplete_copy_is_a_failure(
     command: tuple[str, ...],
@@ -287,6 +290,7 @@ def test_wrong_urls_are_one_line(
     assert capsys.readouterr().err.startswith(f"latentserve export: {wanted}")
 
 
+@pytest.mark.slow
 def test_training_by_url_gives_the_same_parameters_and_reads_pictures_once(
     s3: str, tmp_path: Path, object_storage: ObjectStorage
 ) -> None:

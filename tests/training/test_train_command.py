@@ -530,19 +530,6 @@ def test_training_on_a_folder_of_colour_pictures(
     assert elbos[-1] < elbos[0]
 
 
-@pytest.mark.slow
-def test_training_on_digits_of_8_by_8_pixels(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    data = ("--data", "mnist", "--image-size", "8")
-    assert main([*SMALL, "--steps", "20", *data, "--out", str(run)]) == 0
-    config = RunFolder(run).read_config()
-    assert config.image_shape == (1, 8, 8)
-    assert config.data == DataSpec("mnist", image_size=(8, 8))
-    log = RunFolder(run).read_log()
-    assert all(math.isfinite(entry.get("elbo", 0)) for entry in log)
-    assert RunFolder(run).complete
-
-
 def test_a_plain_autoencoder_says_that_it_has_no_elbo(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,7 @@ def test_fitting_the_prior_lowers_the_kl_of_validation(few: Dataset) -> None:
     assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
 
 
-@pytest.mark.parametrize("rows", [20, 60])
+@pytest.mark.parametrize("rows", [20, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_the_prior_of_a_few_images_is_fitted_to_their_posteriors_and_not_to_draws(
     rows: int,

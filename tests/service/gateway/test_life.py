@@ -207,6 +207,7 @@ def test_old_connections_are_closed_after_a_reply(folder):
             assert connection.getresponse().getheader("connection") == "close"
 
 
+@pytest.mark.slow
 def test_heads_that_never_end_hold_no_connection(gateway, server):
     seconds = connection._HEAD_SECONDS
     assert seconds <= 10
@@ -240,6 +241,7 @@ def test_heads_that_never_end_hold_no_connection(gateway, server):
     wait_until(lambda: server.metric("latentserve_connections_open", transport="http") == 0)
 
 
+@pytest.mark.slow
 def test_unfinished_bodies_hold_bounded_memory(gateway, server):
     head = (
         b"POST /v1/models/one:encode HTTP/1.1\r\nHost: localhost\r\n"

@@ -462,6 +462,7 @@ def test_a_client_that_does_not_read_its_refusals_is_not_read_from(server):
         assert other.call("Sample", SAMPLE).status == OK
 
 
+@pytest.mark.slow
 def test_a_connection_beyond_its_age_shuts_down_after_its_calls(folder, tmp_path):
     arguments = ("--max-connection-age-seconds", "1", "--transport", "http2")
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
@@ -612,6 +613,7 @@ def test_tls_without_http_2_is_answered_by_505_or_closed(encrypted, authority):
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "tls"])
 def test_shutdown_delivers_the_reply_while_the_caller_keeps_sending(
     folder, authority, tmp_path, is_encrypted
