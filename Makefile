@@ -63,7 +63,7 @@ test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fu
 test-faults: $(VENV)/.installed ## Play each fault once against servers under load: gRPC behind Envoy and without, and HTTP
 	$(BIN)/python -m pytest tests/faults -m 'faults and not long'
 
-test-long: $(VENV)/.installed ## Run the tests that take ten minutes or more: new random examples, the HTTP/2 fuzzer, faults again and again
+test-long: $(VENV)/.installed ## Run the tests that take longest: more kinds of data, new random examples, the HTTP/2 fuzzer, faults again and again
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'hypothesis and not long' --hypothesis-profile search --timeout 1800
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'long and not faults' --timeout 1800 -rP
 	$(BIN)/python -m pytest tests/faults -m 'faults and long' --timeout 1800

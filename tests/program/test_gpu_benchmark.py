@@ -102,7 +102,8 @@ esac
 def test_every_part_is_tried():
     marks = test_every_part_comes_to_its_end_and_writes_what_it_found.pytestmark
     (cases,) = [mark.args[1] for mark in marks if mark.name == "parametrize"]
-    assert {name for parts, _ in cases for name in parts} == PARTS.keys()
+    tried = {name for case in cases for name in getattr(case, "values", case)[0]}
+    assert tried == PARTS.keys()
     assert sum(part.seconds for part in PARTS.values()) < 480
 
 
