@@ -10,8 +10,8 @@ A process owns the job from when it creates the next `.owner-N`, which only one 
 it before finds that out before it records another shard, and stops: so a killed process need not
 be waited for, and of two that run the same job the later one goes on. What an earlier one still
 puts has the names of the later one's files: with the same settings the same bytes too. Other
-settings are refused while an owner has not given up the job, and `finish` looks whether the files
-are those that were recorded.
+settings are refused while an owner has not given up the job, which goes on, and `finish` looks
+whether the files are those that were recorded.
 """
 
 import json
@@ -57,6 +57,8 @@ class JobObjects:
         store: The folder.
         single_writer: Nobody else writes to the folder, which its caller has to know: for stores
             that cannot refuse to overwrite an object.
+        differs: Says in what the job that is wanted differs from that of a manifest. A job that
+            another process may still run is left alone if it does; otherwise it is taken over.
 
     Attributes:
         path: URL of the folder, for messages.
@@ -67,11 +69,18 @@ class JobObjects:
 
     Raises:
         JobError: The folder is not empty and not a job's; or the store cannot refuse to overwrite
-            an object, and `single_writer` is not set; or another process takes the job over.
+            an object, and `single_writer` is not set; or another process takes the job over, or has
+            begun it with other settings and may still run.
         StoreError: The store cannot be reached or written.
     """
 
-    def __init__(self, store: Store, *, single_writer: bool = False):
+    def __init__(
+        self,
+        store: Store,
+        *,
+        single_writer: bool = False,
+        differs: Callable[[dict[str, Any]], list[str]] = lambda _: [],
+    ):
         self.path = store.url
         self.manifest: dict[str, Any] | None = None
         self.complete: dict[int, CompleteShard] = {}
@@ -94,6 +103,8 @@ class JobObjects:
                 "could run the job at once; wanted --single-writer (single_writer=True), if you "
                 "know that there is only one"
             )
+        if self.manifest is not None and any(map(is_owner, found)):
+            self._refuse_running(differs(self.manifest))
         self._owner = Owner(store, found)
 
     def __enter__(self) -> "JobObjects":
@@ -125,11 +136,7 @@ class JobObjects:
         if self._owner and self._owner.took_over and self.manifest is not None:
             # Whoever tries again has to be refused as well.
             self._owner.leave()
-            found = job_differences(json.loads(content), self.manifest)
-            raise JobError(
-                f"{self.path}: another process has begun the job there and may still run: "
-                f"{'; '.join(found)}; wanted the same settings, or another folder"
-            )
+            self._refuse_running(job_differences(json.loads(content), self.manifest))
         self._store.delete(ROWS)
         for name, more_content in more.items():
             self._store.put(name, more_content)
@@ -234,6 +241,13 @@ class JobObjects:
             self._is_joined = True
         list(self._each(self._store.delete, sorted(self._lines)))
         self._lines.clear()
+
+    def _refuse_running(self, differences: list[str]) -> None:
+        if differences:
+            raise JobError(
+                f"{self.path}: another process has begun the job there and may still run: "
+                f"{'; '.join(differences)}; wanted the same settings, or another folder"
+            )
 
     def _refuse_overwritten(self) -> None:
         """Checks that the files of all shards are those that were recorded.

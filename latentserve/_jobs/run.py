@@ -256,7 +256,7 @@ def plan(client: Client, task: Task, options: Options) -> Plan:
         writer=writer(options.shard_format),
         engine=getattr(client, "engine", None),
     )
-    folder = _opened(options)
+    folder = _opened(task, options, wanted)
     try:
         return _planned(client, task, options, folder, wanted)
     except BaseException:
@@ -275,7 +275,7 @@ def one_by_one(client: Client) -> Callable[[Plan], None]:
     return carry
 
 
-def _opened(options: Options) -> Folder:
+def _opened(task: Task, options: Options, wanted: dict[str, Any]) -> Folder:
     """Takes the folder of a job.
 
     Raises:
@@ -289,16 +289,31 @@ def _opened(options: Options) -> Folder:
                 "a folder is locked"
             )
         return JobFolder(options.folder)
-    return JobObjects(Store(options.folder), single_writer=options.single_writer)
+
+    def differs(manifest: dict[str, Any]) -> list[str]:
+        # What the source is takes a while to find out, and is asked last.
+        return job_differences(wanted, manifest) or job_differences(
+            _identified(task, options, wanted, 0), manifest
+        )
+
+    store = Store(options.folder)
+    return JobObjects(store, single_writer=options.single_writer, differs=differs)
+
+
+def _identified(task: Task, options: Options, wanted: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Returns `wanted` with the identity of the source, of which `rows` rows are complete."""
+    if "source" not in wanted:
+        wanted["source"] = task.identity(
+            lambda read: options.progress(Progress("reading", read, task.rows, rows))
+        )
+    return wanted
 
 
 def _planned(
     client: Client, task: Task, options: Options, folder: Folder, wanted: dict[str, Any]
 ) -> Plan:
     folder.recover(lambda name: bool(_SHARD.fullmatch(name)), verify=options.verify)
-    wanted["source"] = task.identity(
-        lambda rows: options.progress(Progress("reading", rows, task.rows, folder.rows))
-    )
+    wanted = _identified(task, options, wanted, folder.rows)
     found = job_differences(wanted, folder.manifest or {})
     if folder.complete and found:
         raise JobError(f"{options.folder}: holds another job: {'; '.join(found)}")

@@ -222,14 +222,33 @@ class TestOwner:
                 refused.append(str(error.value))
 
         client.before_reply = begin_another
-        with pytest.raises(jobs.JobError, match="another process, which was started later"):
-            run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        done = run_job(client, sources["sample"], f"{url}/j", "npy", 7)
         text = (
             "another process has begun the job there and may still run: seed: got 8, the job has 7"
         )
         assert refused[0].startswith(f"{url}/j: {text}")
         assert refused == refused[:1] * 2
-        run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        # The one that was running has not noticed it.
+        assert (done.rows, done.rows_before) == (50, 0)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_another_source_is_refused_while_another_process_may_run(
+        self, client, tmp_path, sources, url
+    ):
+        run_job(client, sources["encode"], tmp_path / "plain", "npy", 7)
+        theirs = tmp_path / "theirs.npy"
+        np.save(theirs, 255 - np.load(sources["encode"]))
+        refused = []
+
+        def begin_another():
+            if not refused:
+                with pytest.raises(jobs.JobError, match="may still run: source") as error:
+                    run_job(ArithmeticClient(), str(theirs), f"{url}/j", "npy", 7)
+                refused.append(error)
+
+        client.before_reply = begin_another
+        run_job(client, sources["encode"], f"{url}/j", "npy", 7)
+        assert refused
         assert contents(f"{url}/j") == contents(tmp_path / "plain")
 
     def test_other_settings_begin_anew_what_ended_by_itself_without_a_shard(
