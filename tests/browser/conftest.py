@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
+
+# On a busy machine a page takes more than the 5 seconds that are usual.
+expect.set_options(timeout=20_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
