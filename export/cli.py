@@ -9,20 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from bundle import BundleError
+from export.arguments import evaluate_parser, export_parser
 from export.errors import ExportError
 from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
 from export.reissue import reissue
-from export.variants import PRECISIONS
-from export.weights import WEIGHTS
-from latentserve._cli.arguments import local_folder, uint64, whole
-from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 from latentserve._urls import is_url, without_secrets
 from training.errors import TrainingError
 from training.run_copy import run_here
 
-_positive = whole(1, 2**31 - 1)
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)
 
 
@@ -32,46 +28,7 @@ def main_export(arguments: list[str]) -> int:
     Returns:
         Exit status: 0, or 1 if no bundle was written.
     """
-    parser = argparse.ArgumentParser(
-        prog="latentserve export",
-        description="Export a finished run as the next version of a model: a bundle of ONNX\n"
-        "graphs, verified against torch and measured on the test set. A bundle of an older\n"
-        "schema is written again as today's, with the same graphs.",
-        epilog="examples:\n  latentserve export runs/dense --to models/mnist\n"
-        "  latentserve export runs/dense --to models/mnist-int8 --decoder int8\n"
-        "  latentserve export models/mnist/2 --to models/mnist",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        help="run folder of `latentserve train` or the URL of its copy, or a bundle as "
-        "MODELS/NAME/VERSION",
-    )
-    parser.add_argument(
-        "--to",
-        type=local_folder,
-        required=True,
-        metavar="MODELS/NAME",
-        help="folder of the model, which gets a new version",
-    )
-    parser.add_argument(
-        "--decoder",
-        choices=PRECISIONS,
-        default="fp32",
-        help="precision of the decoder; int8 quantises weights and activations statically, except "
-        "in the first and last layers (default: fp32)",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="fp32",
-        help="precision in which weights are stored: fp16 halves the files, and graphs compute in "
-        "fp32 as before (default: fp32)",
-    )
-    add_sign(parser)
-    _add_measures(parser)
-    options = parser.parse_args(arguments)
+    options = export_parser().parse_args(arguments)
     try:
         with ProgressBar() as bar, run_here(options.run) as run:
             folder = _again(run, options, bar.line) or export(
@@ -106,38 +63,13 @@ def _again(bundle: Path, options: argparse.Namespace, report: Callable[[str], No
     return reissue(bundle, options.to, data=options.data, key=options.sign, report=report)
 
 
-def add_sign(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that signs the new bundle."""
-    parser.add_argument(
-        "--sign",
-        type=Path,
-        metavar="KEY",
-        help="sign the bundle with this private key (PEM), for servers that trust its public key: "
-        "see docs/signing.md",
-    )
-
-
 def main_evaluate(arguments: list[str]) -> int:
     """Runs `latentserve evaluate`.
 
     Returns:
         Exit status: 0, or 1 if the measurement failed.
     """
-    parser = argparse.ArgumentParser(
-        prog="latentserve evaluate",
-        description="Measure a run or a bundle on its test set, without changing it.",
-        epilog="examples:\n  latentserve evaluate runs/dense\n"
-        "  latentserve evaluate models/mnist/2 --importance 1000 --seed 1",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "path",
-        metavar="RUN_OR_BUNDLE",
-        help="run folder or the URL of its copy, or bundle as MODELS/NAME/VERSION",
-    )
-    _add_measures(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
+    options = evaluate_parser().parse_args(arguments)
     try:
         with ProgressBar() as bar, run_here(options.path) as path:
             what, figures = evaluate_path(
@@ -157,51 +89,6 @@ def main_evaluate(arguments: list[str]) -> int:
     else:
         _print(what, figures)
     return 0
-
-
-def _add_measures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--draws",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="draws of z per image for the ELBO (default: 1)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=uint64,
-        default=0,
-        metavar="N",
-        help="seed of all draws and samples (default: 0)",
-    )
-    parser.add_argument(
-        "--importance",
-        type=_count,
-        default=0,
-        metavar="K",
-        help="also estimate the NLL by the importance-weighted bound with K draws per image, "
-        "usually 1000 (default: 0, no NLL)",
-    )
-    parser.add_argument(
-        "--importance-images",
-        type=_positive,
-        default=1000,
-        metavar="N",
-        help="test images for the NLL, evenly spaced (default: 1000)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=_samples,
-        default=10_000,
-        metavar="N",
-        help="number of generated images to judge with a digit classifier, MNIST only; 0 for none "
-        "(default: 10000)",
-    )
-    parser.add_argument(
-        "--data",
-        help="data set, such as folder:PATH (default: the one it was trained on, at its old "
-        "location)",
-    )
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
@@ -260,13 +147,3 @@ def _print(what: str, figures: Figures) -> None:
                 f"(worst label: {judged.label_agreement_worst:.1%})"
             )
             print(f"\n{judged.label_images} samples requested for each label")
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
-
-
-def _samples(text: str) -> int:
-    if text == "1":
-        raise argparse.ArgumentTypeError("got 1, wanted 0, or 2 and more")
-    return _count(text)

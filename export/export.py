@@ -27,17 +27,17 @@ from export.manifest import build_manifest
 from export.memory import bytes_per_pixel
 from export.metrics import measure_graphs, measure_variant
 from export.pictures import card_pictures
+from export.precisions import Precision, Weights
 from export.run import FinishedRun, load_run, with_rounded_weights
 from export.variants import (
     TOLERANCES,
-    Precision,
     answers_of,
     calibration_inputs,
     convert_decoder,
     differences_of,
 )
 from export.verify import BATCHES, torch_answers, verify_graphs
-from export.weights import Weights, shrink
+from export.weights import shrink
 from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device
 

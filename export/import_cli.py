@@ -7,14 +7,12 @@ from typing import Any
 
 from bundle import BundleError, check_name, check_private_key
 from bundle.layout import find_versions
+from export.arguments import import_parser
 from export.autoencoder import write_imported
-from export.cli import add_sign
 from export.errors import ExportError
 from export.imported_graphs import check_shapes
-from export.sources.detect import KINDS, source_module
+from export.sources.detect import source_module
 from export.sources.imported import Imported, ImportOptions
-from latentserve._cli.arguments import local_folder, number, positive_number, size, whole
-from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 
 
@@ -24,7 +22,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         Exit status: 0, or 1 if no bundle was written.
     """
-    options = _parser().parse_args(arguments)
+    options = import_parser().parse_args(arguments)
     try:
         with ProgressBar() as bar:
             check_name(options.to.name)
@@ -55,81 +53,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="latentserve import",
-        description="Import an autoencoder that others have trained, as a bundle: ONNX graphs,\n"
-        "verified against torch. What can be imported: docs/import.md.",
-        epilog="examples:\n"
-        "  latentserve import sdxl/vae --to models/sdxl\n"
-        "  latentserve import taef2_decoder.pth --to models/taef2 --licence MIT\n"
-        "  latentserve import mine.py:make --to models/mine --size 64 --trust-code",
-        formatter_class=HelpFormatter,
-    )
-    add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="folder or file, or FILE.py:FACTORY")
-    add(
-        "--to",
-        type=local_folder,
-        required=True,
-        metavar="MODELS/NAME",
-        help="folder of the model, which must not be there yet",
-    )
-    add(
-        "--new-version",
-        action="store_true",
-        help="if the model is there, add a version to it",
-    )
-    add(
-        "--kind",
-        choices=("auto", *sorted(KINDS)),
-        default="auto",
-        help="kind of the source (default: auto, told by its content)",
-    )
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="configuration of a source that is one file of weights",
-    )
-    add(
-        "--size",
-        type=_size,
-        metavar="N|HxW|any",
-        help="height and width of all images, or any (default: any, where the model allows it)",
-    )
-    add("--scaling-factor", type=positive_number, metavar="X", help="scale of scaled latents")
-    add("--shift-factor", type=number, metavar="X", help="shift of scaled latents")
-    add("--prior", choices=("standard", "none"), help="whether N(0, I) is the prior to sample from")
-    add(
-        "--likelihood",
-        choices=("bernoulli", "none"),
-        help="whether the decoder's pixels are Bernoulli, with which images can be scored",
-    )
-    add(
-        "--range",
-        choices=("unit", "signed"),
-        help="range of the source's pixels: unit for [0, 1], signed for [-1, 1]; the server's are "
-        "always [0, 1] (default: what the kind has, unit for onnx and torch)",
-    )
-    add("--decoder-only", action="store_true", help="leave out the encoder")
-    add(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="pictures for the golden rows and the model card (default: drawn from a seed)",
-    )
-    add_sign(parser)
-    add("--licence", default="", metavar="NAME", help="licence of the weights, for the model card")
-    add("--dry-run", action="store_true", help="read the source, and print what would be made")
-    add(
-        "--trust-code",
-        action="store_true",
-        help="allow pickles and Python files of the source to run code",
-    )
-    return parser
-
-
 def _stated(options: argparse.Namespace) -> ImportOptions:
     return ImportOptions(
         config=options.config,
@@ -158,12 +81,6 @@ def _check_free(model: Path, new_version: bool) -> None:
             f"{model}: the name is taken, by version {versions[-1]}; wanted another, or "
             f"--new-version to add version {versions[-1] + 1}"
         )
-
-
-def _size(text: str) -> tuple[int, int] | str:
-    if text == "any":
-        return text
-    return size(text) if "x" in text else (whole(1, 10**9 - 1)(text),) * 2
 
 
 def _plan(imported: Imported, model: Path) -> str:

@@ -25,10 +25,10 @@ from bundle import (
     schema_version_of,
 )
 from common import noise
+from export.precisions import Precision, Weights
 from export.run import FinishedRun
 from export.sources.imported import Imported
-from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
-from export.weights import Weights
+from export.variants import TOLERANCES, VARIANT_TOLERANCES
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
 from training.data.locations import with_names

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from common import noise
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
 from export.invariance import check_batch_invariance
+from export.precisions import Precision
 from export.subject import Subject
 from export.verify import ALLOWED_OPERATORS, Inputs, check_structure, torch_answers
 from service.models.onnx import Device, Graph
@@ -30,9 +31,6 @@ from training.data.datasets import Split
 from training.measure.elbo import posteriors
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "fp16", "int8"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: Largest allowed difference between a server's outputs and the golden rows, by device.
 TOLERANCES: dict[DeviceKind, float] = {"cpu": 1e-4, "cuda": 1e-3}

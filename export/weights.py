@@ -6,7 +6,7 @@ factors of a prior's mixture, which are computed from weights, stay in fp32 with
 """
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from training.model.vae import Vae
-
-Weights = Literal["fp32", "fp16"]
-
-WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
 # Smaller tensors are left as they are: the nodes would take as many bytes as are saved.
 _LEAST_VALUES = 256

@@ -30,6 +30,8 @@ class AppCommand:
         summary: One line for the list of commands.
         cleans_up: Whether Ctrl-C raises KeyboardInterrupt, so that the command can remove what
             it has begun to write.
+        parser: Module and function, as `module:function`, that returns the parser of its
+            arguments, for commands whose `module` takes seconds to import.
     """
 
     module: str
@@ -37,18 +39,25 @@ class AppCommand:
     extra: str
     summary: str
     cleans_up: bool = True
+    parser: str = ""
 
 
 COMMANDS = {
-    "train": AppCommand("training.cli", "main", "train", "train an autoencoder into a run folder"),
+    "train": AppCommand(
+        "training.cli", "main", "train", "train an autoencoder into a run folder",
+        parser="training.arguments:parser",
+    ),
     "export": AppCommand(
-        "export.cli", "main_export", "export", "export a run as a verified ONNX bundle"
+        "export.cli", "main_export", "export", "export a run as a verified ONNX bundle",
+        parser="export.arguments:export_parser",
     ),
     "import": AppCommand(
-        "export.import_cli", "main", "import", "import an autoencoder that others have trained"
+        "export.import_cli", "main", "import", "import an autoencoder that others have trained",
+        parser="export.arguments:import_parser",
     ),
     "evaluate": AppCommand(
-        "export.cli", "main_evaluate", "export", "measure a run or a bundle on its test set"
+        "export.cli", "main_evaluate", "export", "measure a run or a bundle on its test set",
+        parser="export.arguments:evaluate_parser",
     ),
     "serve": AppCommand(
         "service.cli", "main", "serve", "serve a folder of models over gRPC", cleans_up=False
@@ -63,7 +72,7 @@ COMMANDS = {
     "verify": AppCommand(
         "service.signatures", "main_verify", "sign", "verify that a trusted key has signed bundles"
     ),
-}
+}  # fmt: skip
 
 
 def in_process(**options: Any) -> Any:
@@ -95,6 +104,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
     """
     command = COMMANDS[name]
     try:
+        if command.parser:
+            # Help and wrong options need not wait for torch.
+            parser_module, _, parser = command.parser.partition(":")
+            getattr(importlib.import_module(parser_module), parser)().parse_args(list(arguments))
         module = importlib.import_module(command.module)
         if command.cleans_up and signal.getsignal(signal.SIGINT) is exit_at_once:
             # Only after the import: one that is interrupted in C code raises other errors.

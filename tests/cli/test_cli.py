@@ -68,6 +68,19 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("command", ["train", "export", "import", "evaluate"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--seed", "-1"]])
+def test_help_and_wrong_options_do_not_wait_for_torch(command, arguments):
+    code = (
+        "import sys\nfrom latentserve.cli import main\n"
+        f"try: main({[command, *arguments]!r})\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{2 if done.stderr else 0} False"
+    assert ("latentserve " + command in done.stderr) == (arguments != ["--help"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -27,12 +27,12 @@ def torchrun_options(arguments: list[str]) -> Namespace:
 
 def train_options(torchrun: Namespace) -> Namespace:
     """What `latentserve train` reads of the arguments that torchrun passes on."""
-    cli = pytest.importorskip("training.cli")
+    parsing = pytest.importorskip("training.arguments")
     assert torchrun.module
     assert torchrun.training_script == "latentserve"
     command, *arguments = torchrun.training_script_args
     assert command == "train"
-    options: Namespace = cli.parser().parse_args(arguments)
+    options: Namespace = parsing.parser().parse_args(arguments)
     return options
 
 

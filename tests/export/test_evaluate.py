@@ -19,7 +19,7 @@ from export.evaluate import Figures, Wanted, measure
 from export.subject import subject_of_bundle, subject_of_torch
 from tests.support import ROOT
 from tests.support.untrained import KINDS, Kind, random_model
-from training.cli import parser
+from training.arguments import parser
 from training.data.datasets import Dataset, Split, load_dataset
 from training.errors import ConfigError
 from training.measure.elbo import evaluate

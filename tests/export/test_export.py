@@ -32,7 +32,7 @@ from export.verify import (
     measure_parity,
 )
 from service.models.onnx import Device, Graph
-from training.cli import parser
+from training.arguments import parser
 from training.data.datasets import load_dataset
 from training.data.targets import binarize
 from training.model.config import Dense, ModelConfig

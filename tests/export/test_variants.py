@@ -18,7 +18,8 @@ from export.errors import ExportError
 from export.export import export
 from export.graphs import ExportedGraph, export_graphs
 from export.invariance import check_batch_invariance
-from export.variants import PRECISIONS, VARIANT_OPERATORS, convert_decoder, differences_of
+from export.precisions import PRECISIONS
+from export.variants import VARIANT_OPERATORS, convert_decoder, differences_of
 from export.verify import ALLOWED_OPERATORS, check_structure
 from latentserve.client import Client
 from service.models.model import ModelRefused, load_model
