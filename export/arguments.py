@@ -1,7 +1,4 @@
-"""Arguments of the commands that export, import and evaluate, parsed without torch.
-
-Its import takes seconds.
-"""
+"""Arguments of `latentserve export`, `evaluate` and `import`, parsed without waiting for torch."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arguments of `latentserve train`, parsed without torch: its import takes seconds."""
+"""Arguments of `latentserve train`, parsed without waiting for torch."""
 
 import argparse
 import re

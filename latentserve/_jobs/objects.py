@@ -103,8 +103,9 @@ class JobObjects:
                 "could run the job at once; wanted --single-writer (single_writer=True), if you "
                 "know that there is only one"
             )
-        if self.manifest is not None and any(map(is_owner, found)):
-            self._refuse_running(differs(self.manifest))
+        begun = self.manifest if any(map(is_owner, found)) else None
+        if begun is not None and (differences := differs(begun)):
+            raise self._running(differences)
         self._owner = Owner(store, found)
 
     def __enter__(self) -> "JobObjects":
@@ -136,7 +137,7 @@ class JobObjects:
         if self._owner and self._owner.took_over and self.manifest is not None:
             # Whoever tries again has to be refused as well.
             self._owner.leave()
-            self._refuse_running(job_differences(json.loads(content), self.manifest))
+            raise self._running(job_differences(json.loads(content), self.manifest))
         self._store.delete(ROWS)
         for name, more_content in more.items():
             self._store.put(name, more_content)
@@ -242,12 +243,11 @@ class JobObjects:
         list(self._each(self._store.delete, sorted(self._lines)))
         self._lines.clear()
 
-    def _refuse_running(self, differences: list[str]) -> None:
-        if differences:
-            raise JobError(
-                f"{self.path}: another process has begun the job there and may still run: "
-                f"{'; '.join(differences)}; wanted the same settings, or another folder"
-            )
+    def _running(self, differences: list[str]) -> JobError:
+        return JobError(
+            f"{self.path}: another process has begun the job there and may still run: "
+            f"{'; '.join(differences)}; wanted the same settings, or another folder"
+        )
 
     def _refuse_overwritten(self) -> None:
         """Checks that the files of all shards are those that were recorded.
