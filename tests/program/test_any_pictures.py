@@ -2,7 +2,7 @@
 
 No option is given but `--data`, and `--image-size` where the pictures differ in size. None of the
 commands may print a warning, and hardly a step may be skipped. The slow cases train for 24 steps;
-the long ones need data that `npm` or the system provides, or train for long.
+the long ones need data that `npm` or the system provides, or train for long, but for one.
 """
 
 import json
@@ -146,9 +146,9 @@ def fashion(_folder: Path) -> tuple[str, ...]:
 QUICK: dict[str, tuple[Maker, tuple[int, int, int]]] = {
     "digits of 8 x 8": (digits, (1, 8, 8)),
     "40 x 72 RGB": (landscapes, (3, 40, 72)),
+    "constant": (constant, (3, 32, 32)),
 }
 LONG: dict[str, tuple[Maker, tuple[int, int, int]]] = {
-    "constant": (constant, (3, 32, 32)),
     "icons at 32": (lambda folder: icons(folder, 32), (3, 32, 32)),
     "icons at 64": (lambda folder: icons(folder, 64), (3, 64, 64)),
     "icons at 128": (lambda folder: icons(folder, 128), (3, 128, 128)),
@@ -171,7 +171,8 @@ def run(*arguments: str | Path) -> str:
 @pytest.mark.parametrize(
     ("make", "shape", "length"),
     [
-        *(pytest.param(*case, ("--steps", "24"), marks=pytest.mark.slow, id=name)
+        *(pytest.param(*case, ("--steps", "24"), id=name,
+                       marks=pytest.mark.long if name == "constant" else pytest.mark.slow)
           for name, case in QUICK.items()),
         *(pytest.param(*case, (), marks=pytest.mark.long, id=name)
           for name, case in LONG.items()),

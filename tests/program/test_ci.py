@@ -78,9 +78,8 @@ def test_exceeding_the_budget_is_reported(script: Path) -> None:
 
 def test_targets_that_run_a_folder_run_all_that_is_marked_for_them() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    folders = dict.fromkeys(("browser", "compose", "demo", "faults"), "")
-    for folder, marked in re.findall(r" (tests/\S+) -m '?(\w+)", makefile):
-        folders[marked] = folder
+    folders = {mark: folder for folder, mark in re.findall(r" (tests/\S+) -m '?(\w+)", makefile)}
+    assert folders.keys() == {"browser", "compose", "demo", "faults"}
     for mark, folder in folders.items():
         used = [
             path.relative_to(ROOT)
