@@ -301,7 +301,14 @@ def _opened(task: Task, options: Options, wanted: dict[str, Any]) -> Folder:
 
 
 def _identified(task: Task, options: Options, wanted: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Returns `wanted` with the identity of the source, of which `rows` rows are complete."""
+    """Adds what identifies the source to the settings `wanted`, once, and returns these.
+
+    Args:
+        task: The job.
+        options: Options of the job.
+        wanted: Settings of the job, as of `wanted_of`.
+        rows: Rows in complete shards, for the progress.
+    """
     if "source" not in wanted:
         wanted["source"] = task.identity(
             lambda read: options.progress(Progress("reading", read, task.rows, rows))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.compose.project import run
 from tests.support import ROOT
+from tests.support.folder_marks import mark_folder
 
 # Brings up an engine on a machine without one; part of the workplace, not of the checkout.
 ENGINE = ROOT.parent / "shared" / "docker-engine" / "start-docker-engine.sh"
@@ -15,9 +16,7 @@ ENGINE = ROOT.parent / "shared" / "docker-engine" / "start-docker-engine.sh"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks everything here."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.compose)
+    mark_folder(items, Path(__file__).parent, pytest.mark.compose)
 
 
 def engine_answers() -> bool:

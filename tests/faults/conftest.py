@@ -12,15 +12,14 @@ from tests.faults.envoy import envoy_binary
 from tests.faults.fleet import Fleet
 from tests.faults.table import Table
 from tests.support import ROOT
+from tests.support.folder_marks import mark_folder
 
 _TABLE = pytest.StashKey[Table]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks everything here: these tests are for `make test-faults`, or `make test-long`."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.faults)
+    mark_folder(items, Path(__file__).parent, pytest.mark.faults)
 
 
 def pytest_terminal_summary(
